@@ -1,0 +1,139 @@
+"""The first, simple prediction, on models and accelerators of the repository."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from t2v_energy.config import Accelerator, ProtocolSettings, load_accelerators, load_model
+from t2v_energy.errors import UserError
+from t2v_energy.prediction import Prediction, predict, predict_measurement_s
+from t2v_energy.work import true_work
+
+ROOT = Path(__file__).parents[2]
+MODEL = load_model(ROOT, "wan2.1-t2v-1.3b")
+ACCELERATORS = load_accelerators(ROOT)
+DEFAULT = (720, 1280, 81, 50)
+PRINTED = {  # table 7 of the study: TFLOP/s, TB/s
+    "h100-sxm": (989, 3.35),
+    "a100-sxm": (312, 2.0),
+    "rtx-4090": (330, 1.0),
+    "l4": (121, 0.3),
+    "tpu-v6e": (918, 1.6),
+    "mi325x": (2500, 6.0),
+    "gaudi3": (1678, 3.7),
+}
+
+
+def test_accelerators_keep_what_the_study_prints() -> None:
+    printed = {
+        k: (a.printed.peak_TFLOPs, a.printed.bandwidth_TB_per_s) for k, a in ACCELERATORS.items() if a.printed
+    }
+    assert printed == PRINTED
+    assert set(ACCELERATORS) == {*PRINTED, "h200", "cpu"}
+    assert [key for key, a in ACCELERATORS.items() if a.nominal] == ["cpu"]
+
+
+@pytest.mark.parametrize("key", sorted({*PRINTED} - {"h100-sxm"}))
+def test_vae_rates_follow_the_rule_of_the_file(key: str) -> None:
+    h200 = ACCELERATORS["h200"]
+    share = h200.vae_TFLOPs / h200.peak_bf16_dense_TFLOPs
+    expected = share * ACCELERATORS[key].peak_bf16_dense_TFLOPs
+    assert ACCELERATORS[key].vae_TFLOPs == pytest.approx(expected, rel=0.01)
+
+
+def test_latency_is_work_over_rate() -> None:
+    accelerator = Accelerator(
+        title="round numbers",
+        peak_bf16_dense_TFLOPs=1000,
+        bandwidth_TB_per_s=1,
+        board_power_W=500,
+        memory_GiB=100,
+        efficiency=0.5,
+        vae_TFLOPs=100,
+        sustained_power_fraction=0.9,
+        source="none",
+    )
+    got, work = predict(MODEL, accelerator, *DEFAULT), true_work(MODEL, *DEFAULT)
+    assert got.step_s == pytest.approx(2 * work.flop_per_denoiser_call / 500e12)
+    assert got.once_s == pytest.approx(work.flop["text_encoder"] / 500e12 + work.flop["vae"] / 100e12)
+    assert got.latency_s == pytest.approx(got.once_s + 50 * got.step_s)
+    assert got.gpu_energy_Wh == pytest.approx(450 * got.latency_s / 3600)
+    assert got.kind == "modelled"
+
+
+def test_published_latencies_are_met_within_a_tenth() -> None:
+    """The study's H100: 397.9 to 417.3 s; Wan's README: 261.4 s on an RTX 4090 at 480p."""
+    assert predict(MODEL, ACCELERATORS["h100-sxm"], *DEFAULT).latency_s == pytest.approx(408, rel=0.1)
+    assert predict(MODEL, ACCELERATORS["rtx-4090"], 480, 832, 81, 50).latency_s == pytest.approx(
+        261.4, rel=0.1
+    )
+
+
+def test_h200_decodes_in_the_seconds_that_its_rate_came_from() -> None:
+    got, work = predict(MODEL, ACCELERATORS["h200"], *DEFAULT), true_work(MODEL, *DEFAULT)
+    decode_s = got.once_s - work.flop["text_encoder"] / (0.5 * 989e12)
+    assert decode_s == pytest.approx(6.6, rel=0.01)
+
+
+def test_memory_is_weights_plus_activations() -> None:
+    small, large = (predict(MODEL, ACCELERATORS["h200"], *size) for size in ((64, 64, 1, 1), DEFAULT))
+    weights_GiB = (1_418_996_800 * 2 + 5_680_910_336 * 2 + 126_892_531 * 4) / 2**30
+    assert weights_GiB < small.memory_GiB < weights_GiB + 0.2
+    assert weights_GiB + 5 < large.memory_GiB < 80  # the study ran it on an 80 GB card
+
+
+def test_memory_does_not_depend_on_steps() -> None:
+    one, fifty = (predict(MODEL, ACCELERATORS["h200"], 480, 832, 81, steps) for steps in (1, 50))
+    assert one.memory_GiB == fifty.memory_GiB
+    assert one.latency_s < fifty.latency_s
+
+
+PREDICTION = Prediction(latency_s=54.0, gpu_energy_Wh=10.0, memory_GiB=20.0, step_s=1.0, once_s=4.0)
+SETTINGS = (
+    ProtocolSettings()
+)  # idle 2 s; full 2 + 5; sampled 1 warm-up step, >= 2 steps, >= 4 s, 3 generations
+
+
+def test_full_runs_whole_generations() -> None:
+    assert predict_measurement_s(PREDICTION, "full", SETTINGS, 50) == pytest.approx(7 * 54 + 4)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "steps_asked", "steps_run"),
+    [
+        (1.0, 50, 4),  # four seconds take four steps
+        (3.9, 50, 2),
+        (30.0, 50, 2),  # never fewer than two
+        (0.3, 50, 14),  # rounded up
+        (0.01, 50, 50),  # never more than the generation has
+        (30.0, 1, 1),
+    ],
+)
+def test_sampled_fills_its_window(step_s: float, steps_asked: int, steps_run: int) -> None:
+    prediction = replace(PREDICTION, step_s=step_s)
+    expected = 4 * 4.0 + (1 + 3 * steps_run) * step_s + 4
+    assert predict_measurement_s(prediction, "sampled", SETTINGS, steps_asked) == pytest.approx(expected)
+
+
+def test_settings_are_read() -> None:
+    settings = ProtocolSettings.model_validate(
+        {
+            "idle_s": 1.0,
+            "full": {"warmups": 1, "repetitions": 3},
+            "sampled": {"generations": 5, "min_steps": 6},
+        }
+    )
+    assert predict_measurement_s(PREDICTION, "full", settings, 50) == pytest.approx(4 * 54 + 2)
+    assert predict_measurement_s(PREDICTION, "sampled", settings, 50) == pytest.approx(6 * 4 + 31 * 1.0 + 2)
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(UserError, match="full, sampled"):
+        predict_measurement_s(PREDICTION, "half", SETTINGS, 50)  # type: ignore[arg-type]
+
+
+def test_an_impossible_size_is_refused() -> None:
+    with pytest.raises(UserError, match="width 1281"):
+        predict(MODEL, ACCELERATORS["h200"], 720, 1281, 81, 50)

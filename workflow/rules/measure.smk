@@ -1,0 +1,35 @@
+# Stage 2: one job a batch of configurations, on one GPU.
+# Only the batch's index is declared: Snakemake deletes the outputs of failed jobs, and records must outlive them.
+# Sealed experiments have no batch here; their records are data.  The shell string names no version of the code,
+# so editing the package never sets off hours of measuring.
+rule measure_batch:
+    input:
+        prompts=ancient("results/prompts/<campaign>.jsonl"),
+    output:
+        "<raw>/{experiment}/batches/{batch}.json",
+    log:
+        "logs/measure/<campaign>/{experiment}/{batch}.log",
+    wildcard_constraints:
+        experiment=DAG.unsealed_pattern,
+        batch="[0-9a-f]{10}",
+    conda:
+        "../../envs/measure.yaml"
+    threads: workflow.cores if DAG.on_gpu else 1
+    resources:
+        gpu=1 if DAG.on_gpu else 0,
+        measuring=1,
+        runtime=lambda wildcards: DAG.runtime_minutes(wildcards.experiment, wildcards.batch),
+        mem_mb=lambda wildcards: DAG.host_memory_MB(wildcards.experiment, wildcards.batch),
+    params:
+        settings=DAG.settings_json,
+    message:
+        "Stage 2: measure batch {wildcards.batch} of {wildcards.experiment}"
+    shell:
+        "t2v-energy measure --settings {params.settings:q} --experiment {wildcards.experiment} "
+        "--batch {wildcards.batch} --prompts {input.prompts} 2>&1 | tee -a {log}"
+
+
+rule measure:
+    input:
+        DAG.batch_indices,
+    localrule: True

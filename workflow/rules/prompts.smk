@@ -1,0 +1,18 @@
+# Stage 1: the prompts of a campaign, from the seeded grammar or the user's own file.
+rule prompts:
+    input:
+        "config/prompts.yaml",
+        DAG.settings.prompts.file or [],
+    output:
+        "results/prompts/<campaign>.jsonl",
+    log:
+        "logs/prompts/<campaign>.log",
+    localrule: True
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=DAG.settings_json,
+    message:
+        "Stage 1: write the prompts of campaign {DAG.campaign}"
+    shell:
+        "t2v-energy prompts --settings {params.settings:q} --out {output} 2> {log}"

@@ -1,0 +1,430 @@
+"""Stage 3: raw records become two tidy tables. Needs no GPU: every energy is attributed again from the ticks.
+
+``measurements.parquet`` has one row a span of a measured generation; ``configurations.csv`` one row a
+configuration × protocol × attention kernel, its passes merged (``contracts.md``). Energies of single spans
+are in joules, of whole videos in watt-hours; every interval is 95 % except where its name says ``ci90``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from t2v_energy.config import load_accelerator, load_campaign, load_model
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.composition import (
+    Array,
+    Generation,
+    composed_latency_s,
+    estimate,
+    generations,
+    step_sem_percent,
+    unspanned_percent,
+)
+from t2v_energy.measurement.record import Record, read_record, record_paths, write_atomically
+from t2v_energy.measurement.validity import check
+from t2v_energy.metering.attribution import energies_J
+from t2v_energy.metering.codecarbon import cpu_kind
+from t2v_energy.work import true_work
+
+J_PER_WH = 3600.0
+B_PER_GIB = 2**30
+CI95_PER_CI90 = 1.96 / 1.645  # the instrument's interval is taken as normal
+
+QUANTITIES = ("latency_s", "gpu_energy_Wh", "cpu_energy_Wh", "ram_energy_Wh")
+ENERGIES = QUANTITIES[1:]
+IDLE = ("idle_before", "idle_after")
+
+
+def aggregate(folders: Mapping[str, Path], parquet: Path, csv: Path, root: Path) -> None:
+    """Write ``measurements.parquet`` and ``configurations.csv`` of one campaign.
+
+    Args:
+        folders: each experiment's folder of records.
+        parquet, csv: the files to write; folders are made, older files replaced.
+        root: the repository's root, whose ``config/`` has the models and accelerators.
+
+    Raises:
+        UserError: a record is corrupt, truncated, foreign (another experiment's or campaign's) or of
+            another schema version; an experiment has no record; a record has no energy where it should.
+    """
+    measurements = [_measurement(record) for record in read_records(folders)]
+    spans = pd.concat([m.spans for m in measurements], ignore_index=True)
+    rows = pd.DataFrame([_row(group, root) for group in _merged_passes(measurements)])
+    parquet.parent.mkdir(parents=True, exist_ok=True)
+    temporary = parquet.with_name(f".{parquet.name}.{os.getpid()}.tmp")
+    spans.to_parquet(temporary, index=False)
+    os.replace(temporary, parquet)
+    write_atomically(csv, _ordered(rows).to_csv(index=False, float_format="%.10g"), overwrite=True)
+
+
+def read_records(folders: Mapping[str, Path]) -> Iterator[Record]:
+    """Every record of every experiment, in the order of ``folders`` and then by name.
+
+    Raises:
+        UserError: a record cannot be read, or belongs to another experiment or campaign than the rest.
+    """
+    campaign = None
+    for experiment, folder in folders.items():
+        paths = record_paths(folder)
+        if not paths:
+            raise UserError(
+                f"experiment {experiment!r} has no records", where=str(folder), remedy="measure it first"
+            )
+        for path in paths:
+            record = read_record(path)
+            campaign = campaign or record.campaign
+            if (record.campaign, record.experiment) != (campaign, experiment):
+                raise UserError(
+                    f"foreign record: it is of campaign {record.campaign!r}, experiment {record.experiment!r}, "
+                    f"and lies with {campaign!r}, {experiment!r}",
+                    where=str(path),
+                    remedy="move it to its own folder",
+                )
+            yield record
+
+
+# --- one record ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """One record's part of the tables.
+
+    Attributes:
+        record: the record.
+        generations: its measured generations; none for a record that is not ``ok``.
+        spans: its rows of ``measurements.parquet``.
+        videos: one row a generation: every quantity of a whole video composed from it.
+        idle_J: energy of the idle windows (J); NaN without a counter.
+        idle_s: their length (s).
+        stretch_J: energy from the first generation's start to the last one's end (J).
+    """
+
+    record: Record
+    generations: list[Generation]
+    spans: pd.DataFrame
+    videos: pd.DataFrame
+    idle_J: float
+    idle_s: float
+    stretch_J: float
+
+
+def _measurement(record: Record) -> _Measurement:
+    try:
+        found = generations(record.windows, record.spans) if record.status == "ok" else []
+        if record.status == "ok" and not found:
+            raise UserError("the record is ok but holds no generation", remedy="move it away and measure again")
+        return _attributed(record, found)
+    except UserError as error:
+        where = f"{record.experiment}/{record.file_name}"
+        raise UserError(error.what, where=where, remedy=error.remedy) from error
+
+
+def _attributed(record: Record, found: list[Generation]) -> _Measurement:
+    rows = _span_rows(record, found)
+    windows = _edges(record)
+    loops = np.array([(g.loop_start_s, g.loop_end_s) for g in found]).reshape(-1, 2)
+    whole = windows[[g.index for g in found]]
+    idle = windows[[kind in IDLE for kind in record.windows.kind]]
+    stretch = np.array([(found[0].start_s, found[-1].end_s)] if found else []).reshape(-1, 2)
+    of_spans = rows[["start_s", "end_s"]].to_numpy(dtype=np.float64)
+    energy, ci90 = _energies(record, [of_spans, whole, loops, idle, stretch])
+    rows["gpu_energy_J"], rows["gpu_energy_J_ci90"] = energy[0], ci90[0]
+    rows["gpu_energy_kind"] = "measured" if record.ticks else ""
+    rows["mean_power_W"] = rows["gpu_energy_J"] / rows["duration_s"].where(rows["duration_s"] > 0)
+    videos = _videos(record, found)
+    _add_gpu_energy(videos, found, (energy[1], ci90[1]), (energy[2], ci90[2]), record)
+    return _Measurement(
+        record=record,
+        generations=found,
+        spans=rows,
+        videos=videos.join(_stages(rows, videos)),
+        idle_J=float(energy[3].sum()) if len(idle) else nan,
+        idle_s=float(np.diff(idle).sum()),
+        stretch_J=float(energy[4].sum()) if found else nan,
+    )
+
+
+def _edges(record: Record) -> Array:
+    """Start and end (s) of every window, one row each."""
+    return np.array([record.windows.start_s, record.windows.end_s], dtype=np.float64).T.reshape(-1, 2)
+
+
+def _energies(record: Record, groups: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Counter energy (J) and half-width of its 90 % interval (J) of each group's windows, in one call."""
+    edges = np.concatenate(groups)
+    if record.ticks and len(edges):
+        values = energies_J(record.ticks, edges[:, 0], edges[:, 1])
+    else:
+        values = (np.full(len(edges), nan), np.full(len(edges), nan))
+    borders = np.cumsum([len(group) for group in groups])[:-1]
+    return np.split(np.asarray(values[0]), borders), np.split(np.asarray(values[1]), borders)
+
+
+def _kernel(record: Record) -> str:
+    """What ran in the denoiser; of a record in which nothing ran to its end, what was asked for."""
+    return "+".join(record.attention_kernels.get("denoiser", [])) or record.configuration.attention_kernel or ""
+
+
+def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
+    """The spans of measured generations, without their energies; ``generation`` counts from 0."""
+    spans, configuration = record.spans, record.configuration
+    number = {g.index: count for count, g in enumerate(found)}
+    window = np.asarray(spans.window, dtype=np.int64)
+    kept = np.isin(window, list(number))
+    start_s = np.asarray(spans.start_s, dtype=np.float64)[kept]
+    end_s = np.asarray(spans.end_s, dtype=np.float64)[kept]
+    rows = pd.DataFrame(
+        {
+            "window": window[kept],
+            "generation": np.array([number[w] for w in window[kept].tolist()], dtype=np.int64),
+            "stage": pd.Series(np.asarray(spans.stage, dtype=object)[kept], dtype="str"),
+            "step": np.asarray(spans.step, dtype=np.int64)[kept],
+            "call": np.asarray(spans.call, dtype=np.int64)[kept],
+            "start_s": start_s,
+            "end_s": end_s,
+            "duration_s": end_s - start_s,
+        }
+    )
+    constants = {
+        "campaign": record.campaign,
+        "experiment": record.experiment,
+        "configuration_id": record.configuration_id,
+        "model": configuration.model,
+        "height": configuration.height,
+        "width": configuration.width,
+        "num_frames": configuration.num_frames,
+        "num_inference_steps": configuration.num_inference_steps,
+        "protocol": record.protocol,
+        "pass_index": record.pass_index,
+        "attention_kernel": _kernel(record),
+        "intervention": "+".join(configuration.interventions),
+    }
+    for place, (name, value) in enumerate(constants.items()):
+        rows.insert(place, name, value)
+    return rows
+
+
+def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
+    """One row a generation, scaled to a whole video: latency, and CodeCarbon's CPU and memory energies.
+
+    CodeCarbon gives one energy for all generations together. Its mean power (a load model, a constant, or
+    RAPL's mean) is taken to hold for the whole video: energy = mean power × composed latency.
+    """
+    steps = record.configuration.num_inference_steps
+    latency_s = composed_latency_s(found, steps)
+    columns: dict[str, Any] = {
+        "latency_s": latency_s,
+        "once_s": [g.once_s for g in found],
+        "step_scale": [steps / g.steps for g in found],
+    }
+    for name in ("cpu", "ram"):
+        columns[f"{name}_energy_Wh"] = _codecarbon_power_W(record, name) * latency_s / J_PER_WH
+    return pd.DataFrame(columns, dtype=np.float64)
+
+
+def _codecarbon_power_W(record: Record, part: str) -> float:
+    """CodeCarbon's mean power of ``cpu`` or ``ram`` over its window (W); NaN where it had no method for it."""
+    reading = record.codecarbon
+    if reading is None or reading.duration_s <= 0 or getattr(reading, f"{part}_method") == "none":
+        return nan
+    return float(getattr(reading, f"{part}_energy_Wh")) * J_PER_WH / reading.duration_s
+
+
+def _add_gpu_energy(
+    videos: pd.DataFrame,
+    found: list[Generation],
+    whole: tuple[Array, Array],
+    loop: tuple[Array, Array],
+    record: Record,
+) -> None:
+    """Energy of a whole video from each generation, composed as its latency is: E_once + S · E_loop/steps.
+
+    That is E_window + (S/steps − 1) · E_loop, whose two windows share no edge: their intervals combine in
+    quadrature. ``whole`` and ``loop`` are energies (J) with half-widths of their 90 % intervals.
+    """
+    extra = videos["step_scale"].to_numpy() - 1
+    videos["gpu_energy_Wh"] = (whole[0] + extra * loop[0]) / J_PER_WH
+    videos["gpu_energy_Wh_instrument_ci95"] = CI95_PER_CI90 * np.hypot(whole[1], extra * loop[1]) / J_PER_WH
+    videos["step_energy_J"] = loop[0] / np.array([g.steps for g in found], dtype=np.float64)
+
+
+def _stages(rows: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
+    """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
+
+    What is inside the loop (``step`` ≥ 0) comes S/steps times as often as in the generation.
+    """
+    scale = np.where(rows["step"] >= 0, videos["step_scale"].to_numpy()[rows["generation"]], 1.0)
+    scaled = pd.DataFrame(
+        {
+            "generation": rows["generation"],
+            "stage": rows["stage"],
+            "time_s": rows["duration_s"] * scale,
+            "energy_J": rows["gpu_energy_J"] * scale,
+        }
+    )
+    # min_count: a stage whose energies are unknown has no energy, not zero
+    wide = scaled.groupby(["generation", "stage"])[["time_s", "energy_J"]].sum(min_count=1).unstack("stage")
+    wide.columns = pd.Index([f"{stage}_{quantity}" for quantity, stage in wide.columns])
+    return wide
+
+
+# --- one row of configurations.csv --------------------------------------------------------------------------
+
+
+def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measurement]]:
+    """The passes of each configuration × protocol × kernel × status, in a fixed order."""
+
+    def key(m: _Measurement) -> tuple[str, ...]:
+        r = m.record
+        return (r.experiment, r.configuration_id, r.protocol, _kernel(r), r.status)
+
+    for _, group in groupby(sorted(measurements, key=key), key=key):
+        yield list(group)
+
+
+def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
+    record = passes[0].record
+    configuration = record.configuration
+    videos = pd.concat([m.videos for m in passes], ignore_index=True)
+    row: dict[str, Any] = {
+        "experiment": record.experiment,
+        "model": configuration.model,
+        "height": configuration.height,
+        "width": configuration.width,
+        "num_frames": configuration.num_frames,
+        "num_inference_steps": configuration.num_inference_steps,
+        "protocol": record.protocol,
+        "attention_kernel": _kernel(record),
+        "intervention": "+".join(configuration.interventions),
+        "status": record.status,
+    }
+    row |= _quantities(videos) | _kinds(passes) | _shares(videos) | _steps(passes, videos)
+    row["mfu"] = _mfu(record, row["latency_s"], root)
+    return row | _memory(passes) | _codecarbon(passes) | _provenance(passes)
+
+
+def _quantities(videos: pd.DataFrame) -> dict[str, float]:
+    """Each quantity's mean with ``_std``, ``_ci95`` (half-width) and ``_n`` over the generations of all passes."""
+    row: dict[str, float] = {}
+    for name in QUANTITIES:
+        values = videos[name].dropna()
+        # Whatever the counter gets wrong at an edge it may get wrong alike each time: not averaged down.
+        instrument = videos["gpu_energy_Wh_instrument_ci95"].mean() if name == "gpu_energy_Wh" else 0.0
+        found = estimate(values.to_numpy(), instrument)
+        row |= {name: found.mean, f"{name}_std": found.std, f"{name}_ci95": found.ci95, f"{name}_n": found.n}
+    return row
+
+
+def _kinds(passes: list[_Measurement]) -> dict[str, str]:
+    """Kind of each energy; passes of different kinds are joined by ``+``, so that no mean hides a mixture."""
+    kinds: dict[str, set[str]] = {name: set() for name in ENERGIES}
+    for m in passes:
+        reading = m.record.codecarbon
+        if m.record.ticks and m.generations:
+            kinds["gpu_energy_Wh"].add("measured")
+        if reading and reading.cpu_method != "none":
+            kinds["cpu_energy_Wh"].add(cpu_kind(reading.cpu_method))
+        if reading and reading.ram_method != "none":
+            kinds["ram_energy_Wh"].add("constant")
+    return {f"{name}_kind": "+".join(sorted(found)) for name, found in kinds.items()}
+
+
+def _shares(videos: pd.DataFrame) -> dict[str, float]:
+    """Each stage's part of the whole video's time and GPU energy; what no span covers is in neither."""
+    totals = {"time_s": ("time", 1.0, "latency_s"), "energy_J": ("energy", J_PER_WH, "gpu_energy_Wh")}
+    row = {}
+    for ending, (name, unit, total) in totals.items():
+        for column in videos.columns:
+            if column.endswith(f"_{ending}") and column != "step_energy_J":
+                part = videos[column].sum(skipna=False) / unit
+                row[f"{column.removesuffix(f'_{ending}')}_{name}_share"] = part / videos[total].sum(skipna=False)
+    return row
+
+
+def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
+    """The denoising step, the part that comes once, and powers (W)."""
+    found = [g for m in passes for g in m.generations]
+    steps = [g.step_durations_s for g in found]
+    idle_s = sum(m.idle_s for m in passes)
+    energy_J = videos["gpu_energy_Wh"].mean(skipna=False) * J_PER_WH
+    return {
+        "step_time_s": float(np.concatenate(steps).mean()) if steps else nan,
+        "step_time_sem_percent": step_sem_percent(found),
+        "step_energy_J": videos["step_energy_J"].mean(skipna=False),
+        "once_s": videos["once_s"].mean(),
+        "mean_power_W": energy_J / videos["latency_s"].mean(),
+        "idle_power_W": sum(m.idle_J for m in passes) / idle_s if idle_s > 0 else nan,
+        "unspanned_percent": max(unspanned_percent(m.record.windows, m.record.spans) for m in passes),
+    }
+
+
+def _mfu(record: Record, latency_s: float, root: Path) -> float:
+    """True work over what the accelerator could have done in the same time; NaN on a nominal accelerator."""
+    accelerator = load_accelerator(root, load_campaign(root, record.campaign).accelerator)
+    if accelerator.nominal or record.status != "ok":
+        return nan
+    c = record.configuration
+    work = true_work(load_model(root, c.model), c.height, c.width, c.num_frames, c.num_inference_steps)
+    return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
+
+
+def _memory(passes: list[_Measurement]) -> dict[str, float]:
+    """Peak of torch's allocator over stages and passes (GiB)."""
+    row = {}
+    for name in ("allocated", "reserved"):
+        peaks = [b for m in passes for b in getattr(m.record.memory, f"{name}_B").values()]
+        row[f"memory_{name}_GiB"] = max(peaks) / B_PER_GIB if peaks else nan
+    return row
+
+
+def _codecarbon(passes: list[_Measurement]) -> dict[str, float]:
+    """CodeCarbon's GPU energy beside the counter's over the same stretch, summed over the passes.
+
+    The stretch is from the first generation's start to the last one's end, pauses between them included.
+    """
+    readings = [m.record.codecarbon for m in passes]
+    known = [r for r in readings if r is not None]
+    on_gpu = [r for r in known if r.gpu_method != "none"]
+    stretches = [m.generations[-1].end_s - m.generations[0].start_s for m in passes if m.generations]
+    return {
+        "codecarbon_gpu_energy_Wh": sum(r.gpu_energy_Wh for r in on_gpu) if on_gpu else nan,
+        "codecarbon_duration_s": sum(r.duration_s for r in known) if known else nan,
+        "counter_window_energy_Wh": sum(m.stretch_J for m in passes) / J_PER_WH,
+        "counter_window_s": sum(stretches) if stretches else nan,
+    }
+
+
+def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
+    """The record's flags and the rules of validity that it does not meet, and which records these are."""
+    flags = {flag for m in passes for flag in m.record.flags}
+    for m in passes:
+        flags |= {f"{f.level}:{f.rule}" for f in check(m.record) if f.level != "ok"}
+    return {
+        "flags": ";".join(sorted(flags)),
+        "configuration_id": passes[0].record.configuration_id,
+        "passes": len(passes),
+    }
+
+
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns in the order of ``contracts.md``, each quantity beside its spread, stage shares together."""
+    head = list(rows.columns[: rows.columns.get_loc(QUANTITIES[0])])
+    quantities = [
+        column
+        for name in QUANTITIES
+        for column in (name, f"{name}_std", f"{name}_ci95", f"{name}_n", f"{name}_kind")
+        if column in rows.columns
+    ]
+    shares = [c for ending in ("_time_share", "_energy_share") for c in rows.columns if c.endswith(ending)]
+    rest = [c for c in rows.columns if c not in {*head, *quantities, *shares}]
+    return rows[[*head, *quantities, *shares, *rest]]

@@ -1,0 +1,119 @@
+"""What the records of one experiment say besides their measurements: machine, software, protocol, own cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import record_paths
+
+J_PER_WH = 3600.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of an experiment's records.
+
+    Names that differ between records are joined by " and ".  The fields are None where a campaign has no
+    GPU or no counter.
+
+    Attributes:
+        folder: the experiment's folder, as it was given.
+        records: how many record files there are.
+        gpu, driver, cpu, weights, cpu_method: as the records name them.
+        kernels: the attention kernels that ran in the denoiser.
+        power_limit_W: the board's power limit.
+        versions: version by package (torch, cuda, cudnn, diffusers, codecarbon, …).
+        protocol_settings: the records' own copy of them; the same in all records.
+        measuring_s: from the first window's start to the last one's end, summed over the records (s).
+        measuring_Wh: what the energy counter rose by from its first kept tick to its last, summed (Wh).
+        tick_s: median time between two changes of the counter (s).
+        flagged: records that carry a flag.
+    """
+
+    folder: str
+    records: int
+    gpu: str | None
+    driver: str | None
+    power_limit_W: float | None
+    cpu: str
+    cpu_method: str
+    weights: str
+    kernels: str
+    versions: dict[str, str]
+    protocol_settings: dict[str, Any]
+    measuring_s: float
+    measuring_Wh: float | None
+    tick_s: float | None
+    flagged: int
+
+
+def read_facts(folder: Path) -> Facts:
+    """Facts of the records in ``folder`` (results/raw/<campaign>/<experiment>).
+
+    Reads the JSON without checking it whole again: stage 3 did.
+
+    Raises:
+        UserError: there is no record, or the records were made with different protocols or GPUs.
+    """
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in record_paths(folder)]
+    if not records:
+        raise UserError("there are no records here", where=str(folder), remedy="measure the experiment first")
+    environments = [r["environment"] for r in records]
+    gpus = [e["gpu"] for e in environments if e["gpu"]]
+    ticks = [r["ticks"] for r in records if r["ticks"] and len(r["ticks"]["time_s"]) > 1]
+    return Facts(
+        folder=str(folder),
+        records=len(records),
+        gpu=_joined(g["name"] for g in gpus) or None,
+        driver=_joined(g["driver"] for g in gpus) or None,
+        power_limit_W=_single({g["power_limit_W"] for g in gpus}, "power limits", folder),
+        cpu=_joined(e["cpu"] for e in environments),
+        cpu_method=_joined(r["codecarbon"]["cpu_method"] for r in records if r["codecarbon"]),
+        weights=_joined(e["weights"] for e in environments),
+        kernels=_joined(k for r in records for k in r["attention_kernels"].get("denoiser", [])),
+        versions={
+            name: _joined(e["versions"].get(name, "") for e in environments)
+            for name in sorted({name for e in environments for name in e["versions"]})
+        },
+        protocol_settings=_settings(records, folder),
+        measuring_s=sum(r["windows"]["end_s"][-1] - r["windows"]["start_s"][0] for r in records if r["windows"]["end_s"]),
+        measuring_Wh=sum(t["energy_mJ"][-1] - t["energy_mJ"][0] for t in ticks) / 1000 / J_PER_WH if ticks else None,
+        tick_s=median(b - a for t in ticks for a, b in _neighbours(t["time_s"])) if ticks else None,
+        flagged=sum(bool(r["flags"]) for r in records),
+    )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " and ".join(sorted({name for name in names if name}))
+
+
+def _single(values: set[float], what: str, folder: Path) -> float | None:
+    if len(values) > 1:
+        raise UserError(
+            f"the records differ in their {what}: {sorted(values)}",
+            where=str(folder),
+            remedy="keep records of different set-ups in different campaigns",
+        )
+    return values.pop() if values else None
+
+
+def _settings(records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = records[0]["protocol_settings"]
+    if any(r["protocol_settings"] != settings for r in records):
+        raise UserError(
+            "the records were made with different protocol settings",
+            where=str(folder),
+            remedy="keep them in different campaigns",
+        )
+    return settings
+
+
+def _neighbours(times: list[float]) -> Iterable[tuple[float, float]]:
+    # Ticks are kept around windows only, so a pause between windows is no tick: the median ignores it.
+    return zip(times, times[1:], strict=False)

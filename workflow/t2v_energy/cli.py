@@ -1,0 +1,226 @@
+"""``t2v-energy``: what the workflow's rules call, and what a person asks before, during and after them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from t2v_energy.errors import UserError
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a :class:`UserError` is printed without traceback (exit code 2)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except UserError as error:
+        print(f"t2v-energy: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(
+            "t2v-energy: interrupted; finished configurations are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2v-energy", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the repository's root (default: here)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("doctor", _doctor, "tell what this machine can and cannot measure, and what each lack means")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("plan", _plan, "list every configuration with its batch and its predicted cost")
+    _campaign(sub)
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("prompts", _prompts, "stage 1: write a campaign's prompts")
+    _settings(sub)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("measure", _measure, "stage 2: measure a campaign, an experiment or one batch")
+    _campaign(sub)
+    sub.add_argument("--experiment")
+    sub.add_argument("--batch", help="one batch of the experiment (default: all)")
+    sub.add_argument("--prompts", type=Path, help="default: results/prompts/<campaign>.jsonl")
+    sub.add_argument("--allow-shared", action="store_true", help="measure beside others on the GPU, flagged")
+
+    sub = command("validate", _validate, "check every record under a folder against the rules of validity")
+    sub.add_argument("folder", type=Path)
+
+    sub = command("seal", _seal, "close an experiment: its records become data that no rule remakes")
+    _campaign(sub)
+    sub.add_argument("--experiment", required=True)
+
+    sub = command("aggregate", _aggregate, "stage 3: records to tidy tables")
+    _campaign(sub)
+    sub.add_argument("--parquet", type=Path, required=True)
+    sub.add_argument("--csv", type=Path, required=True)
+
+    sub = command("meter", _meter, "try the meter on simulated GPUs of known power: its error and coverage")
+    sub.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def _settings(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--settings", type=json.loads, default={}, help="JSON laid over config/config.yaml")
+
+
+def _campaign(sub: argparse.ArgumentParser) -> None:
+    _settings(sub)
+    sub.add_argument("--campaign", help="default: the one that config/config.yaml names")
+
+
+def _load(options: argparse.Namespace) -> Any:
+    """The settings with ``--settings`` and ``--campaign`` applied."""
+    from t2v_energy.config import load_settings
+
+    chosen = {"campaign": options.campaign} if getattr(options, "campaign", None) else {}
+    return load_settings(options.root, {**options.settings, **chosen})
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from t2v_energy.measurement.doctor import examine
+
+    findings = examine(options.root / "results" / "raw")
+    if options.json:
+        print(json.dumps([asdict(f) for f in findings], indent=1))
+    else:
+        for f in findings:
+            print(f"{f.state:>8}  {f.subject}: {f.found}" + (f"\n          {f.meaning}" if f.meaning else ""))
+    return int(any(f.state == "blocking" for f in findings))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from t2v_energy.plan import make_plan
+
+    plan = make_plan(options.root, _load(options))
+    rows = [
+        {
+            "experiment": batch.experiment,
+            "batch": batch.name,
+            "configuration_id": item.configuration_id,
+            "protocol": item.protocol,
+            "pass": item.pass_index,
+            "predicted_latency_s": round(item.prediction.latency_s, 3),
+            "predicted_gpu_energy_Wh": round(item.prediction.gpu_energy_Wh, 4),
+            "predicted_memory_GiB": round(item.prediction.memory_GiB, 2),
+            "predicted_measure_s": round(item.measure_s, 1),
+        }
+        for batch in plan.batches
+        for item in batch.items
+    ]
+    if options.json:
+        print(json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": rows}, indent=1))
+        return
+    print(f"campaign {plan.campaign.key}: {len(rows)} measurements in {len(plan.batches)} batches (modelled costs)")
+    print(f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'s':>9}{'Wh':>10}{'GiB':>7}{'to measure, s':>15}")
+    for row in rows:
+        print(
+            f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<44}{row['protocol']:<10}"
+            f"{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
+            f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>15.0f}"
+        )
+    print(f"{'all':<87}{'':>26}{sum(r['predicted_measure_s'] for r in rows):>15.0f}")
+
+
+def _prompts(options: argparse.Namespace) -> None:
+    from t2v_energy.prompts import generate_prompts, load_vocabulary, read_prompts, write_prompts
+
+    wanted = _load(options).prompts
+    if wanted.file:
+        prompts = read_prompts(options.root / wanted.file)
+    else:
+        vocabulary = load_vocabulary(options.root / "config" / "prompts.yaml")
+        prompts = generate_prompts(vocabulary, wanted.count, wanted.seed)
+    write_prompts(prompts, options.out)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from t2v_energy.measurement.progress import Progress
+    from t2v_energy.measurement.runner import measure_batch
+    from t2v_energy.plan import make_plan
+
+    settings = _load(options)
+    if options.allow_shared:
+        settings = settings.model_copy(
+            update={"measure": settings.measure.model_copy(update={"allow_shared": True})}
+        )
+    prompts = options.prompts or options.root / "results" / "prompts" / f"{settings.campaign}.jsonl"
+    plan = make_plan(options.root, settings, [options.experiment] if options.experiment else None)
+    batches = [plan.batch(options.experiment, options.batch)] if options.batch else plan.batches
+    for batch in batches:
+        measure_batch(
+            options.root, settings, batch.experiment, batch.name, prompts=prompts, progress=Progress()
+        )
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from t2v_energy.measurement.sealing import is_sealed, verify
+    from t2v_energy.measurement.validity import validate_folder
+
+    folders = sorted({path.parent for path in options.folder.rglob("*__*_r*.json")})
+    if not folders:
+        raise UserError("there is no record below", where=str(options.folder), remedy="name a campaign's folder")
+    invalid = 0
+    for folder in folders:
+        if is_sealed(folder):
+            verify(folder)
+        for name, findings in validate_folder(folder).items():
+            worst = [f for f in findings if f.level != "ok"]
+            invalid += any(f.level == "invalid" for f in worst)
+            print(f"{'valid' if not any(f.level == 'invalid' for f in worst) else 'INVALID':<8}{folder.name}/{name}")
+            for f in worst:
+                print(f"          {f.level}: {f.rule}: {f.detail}")
+        print(f"{folder}: {'sealed, checksums agree' if is_sealed(folder) else 'not sealed'}")
+    return int(invalid > 0)
+
+
+def _seal(options: argparse.Namespace) -> None:
+    from t2v_energy.measurement.sealing import seal
+    from t2v_energy.plan import make_plan, raw_folder
+
+    plan = make_plan(options.root, _load(options), [options.experiment])
+    folder = raw_folder(options.root, plan.campaign.key, options.experiment)
+    print(seal(folder, [item.record for item in plan.items(options.experiment)]))
+
+
+def _aggregate(options: argparse.Namespace) -> None:
+    from t2v_energy.aggregation import aggregate
+    from t2v_energy.config import load_campaign
+    from t2v_energy.measurement.sealing import is_sealed, verify
+    from t2v_energy.plan import raw_folder
+
+    campaign = load_campaign(options.root, _load(options).campaign)
+    folders = {key: raw_folder(options.root, campaign.key, key) for key in campaign.experiments}
+    for folder in folders.values():
+        if is_sealed(folder):
+            verify(folder)
+    aggregate(folders, options.parquet, options.csv, options.root)
+
+
+def _meter(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from t2v_energy.metering.accuracy import accuracy_table
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(accuracy_table()).to_csv(options.out, index=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

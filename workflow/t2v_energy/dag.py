@@ -1,0 +1,98 @@
+"""What the Snakefile needs to know of the configuration, and nothing else: imported on every dry run,
+so it reads names only, hashes nothing and imports neither pandas nor torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2v_energy.config import Settings, load_campaign, load_settings
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.sealing import is_sealed, sealed_records
+from t2v_energy.plan import Plan, make_plan, raw_folder
+
+
+@dataclass(frozen=True)
+class Dag:
+    """One campaign as the workflow builds it."""
+
+    root: Path
+    settings: Settings
+    sealed: tuple[str, ...]
+    plan: Plan
+
+    @property
+    def campaign(self) -> str:
+        """Key of the campaign."""
+        return self.settings.campaign
+
+    @property
+    def is_paper_campaign(self) -> bool:
+        """Whether figures/ and the paper show this campaign."""
+        return self.settings.campaign == self.settings.paper_campaign
+
+    @property
+    def figures(self) -> str:
+        """Folder of this campaign's figures."""
+        return "figures" if self.is_paper_campaign else f"results/figures/{self.campaign}"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether measuring needs a GPU."""
+        return self.plan.campaign.device == "cuda"
+
+    @property
+    def settings_json(self) -> str:
+        """The settings in force, for the command line (quoted by the rules, never pasted into a shell)."""
+        return self.settings.model_dump_json()
+
+    @property
+    def unsealed_pattern(self) -> str:
+        """A pattern of the experiments that may be measured; of none, one that matches nothing."""
+        unsealed = sorted({batch.experiment for batch in self.plan.batches})
+        return "|".join(re.escape(key) for key in unsealed) or "(?!)"
+
+    @property
+    def batch_indices(self) -> list[str]:
+        """What measuring yields: one index a batch of an unsealed experiment."""
+        return [f"results/raw/{self.campaign}/{b.experiment}/batches/{b.name}.json" for b in self.plan.batches]
+
+    @property
+    def measurements(self) -> list[str]:
+        """Inputs of stage 3: sealed records with their seals, and the indices of unsealed batches."""
+        folder = f"results/raw/{self.campaign}"
+        sealed = [
+            f"{folder}/{key}/{name}"
+            for key in self.sealed
+            for name in [*(path.name for path in sealed_records(self.root / folder / key)), "SHA256SUMS"]
+        ]
+        return sealed + self.batch_indices
+
+    def runtime_minutes(self, experiment: str, batch: str) -> int:
+        """Time to ask a cluster for: the prediction with half as much again, and ten minutes to start."""
+        return math.ceil(self.plan.batch(experiment, batch).measure_s * 1.5 / 60) + 10
+
+    def host_memory_MB(self, experiment: str, batch: str) -> int:
+        """Host memory to ask a cluster for: weights pass through it, and a decoded video ends in it."""
+        return math.ceil(self.plan.batch(experiment, batch).memory_GiB * 1024) + 8192
+
+
+def read_dag(root: Path, config: Mapping[str, Any]) -> Dag:
+    """The DAG of ``config`` (config/config.yaml with Snakemake's --config laid over it).
+
+    Sealed experiments contribute data and no measuring; a missing or extra record of one is an error.
+    """
+    if Path.cwd().resolve() != root.resolve():
+        raise UserError(
+            "the workflow runs in its own folder",
+            where=str(Path.cwd()),
+            remedy=f"cd {root} (results go to its results/; copy the repository for a second set)",
+        )
+    settings = load_settings(root, config)
+    keys = load_campaign(root, settings.campaign).experiments
+    sealed = tuple(key for key in keys if is_sealed(raw_folder(root, settings.campaign, key)))
+    return Dag(root, settings, sealed, make_plan(root, settings, [k for k in keys if k not in sealed]))

@@ -1,0 +1,188 @@
+"""Totals of whole videos, composed from generations of which some denoising steps were run.
+
+A generation's window has a part that comes once a video (text encoder, VAE, host work around the loop) and
+a loop of denoising steps: total(S) = once + S · mean step. Totals composed so are linear in S by
+construction; they are never evidence that cost is linear in S (the experiment ``validation`` measures whole
+generations for that). Imported by the measuring runner too: numpy and scipy's t-quantile, nothing heavier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import hypot, nan, sqrt
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student_t
+
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import Spans, Windows
+
+Array = NDArray[np.float64]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One measured generation; times are the record's (seconds after its origin).
+
+    Attributes:
+        index: the generation's window in :class:`~t2v_energy.measurement.record.Windows`.
+        start_s, end_s: edges of the window.
+        loop_start_s: start of the first denoiser call.
+        loop_end_s: end of the last scheduler call, or of the last denoiser call where no scheduler is timed.
+        step_starts_s: start of each step's first denoiser call.
+        step_durations_s: from each step's start to the next one's; the last step ends with the loop.
+        steps: denoising steps that were run.
+    """
+
+    index: int
+    start_s: float
+    end_s: float
+    loop_start_s: float
+    loop_end_s: float
+    step_starts_s: Array
+    step_durations_s: Array
+    steps: int
+
+    @property
+    def loop_s(self) -> float:
+        """Length of the denoising loop (s)."""
+        return self.loop_end_s - self.loop_start_s
+
+    @property
+    def once_s(self) -> float:
+        """What the window holds besides the loop (s): the part that comes once a video."""
+        return (self.end_s - self.start_s) - self.loop_s
+
+    @property
+    def mean_step_s(self) -> float:
+        """Mean time of one denoising step (s)."""
+        return self.loop_s / self.steps
+
+
+def generations(windows: Windows, spans: Spans) -> list[Generation]:
+    """The windows of kind ``generation``, in order, each with its denoising loop.
+
+    Raises:
+        UserError: a generation has no denoiser span, or its spans show other steps than its window says.
+    """
+    window = np.asarray(spans.window, dtype=np.int64)
+    stage = np.asarray(spans.stage, dtype=object)
+    step = np.asarray(spans.step, dtype=np.int64)
+    start = np.asarray(spans.start_s, dtype=np.float64)
+    end = np.asarray(spans.end_s, dtype=np.float64)
+    found = []
+    for index in _of_kind(windows, "generation"):
+        calls = (window == index) & (stage == "denoiser")
+        closing = (window == index) & (stage == "scheduler")
+        loop_end_s = end[closing if closing.any() else calls].max(initial=-np.inf)
+        starts = _step_starts(step[calls], start[calls], windows.steps[index], index)
+        found.append(
+            Generation(
+                index=index,
+                start_s=windows.start_s[index],
+                end_s=windows.end_s[index],
+                loop_start_s=float(starts[0]),
+                loop_end_s=float(loop_end_s),
+                step_starts_s=starts,
+                step_durations_s=np.diff(starts, append=loop_end_s),
+                steps=windows.steps[index],
+            )
+        )
+    return found
+
+
+def _of_kind(windows: Windows, kind: str) -> list[int]:
+    return [index for index, found in enumerate(windows.kind) if found == kind]
+
+
+def _step_starts(step: NDArray[np.int64], start_s: Array, steps: int, index: int) -> Array:
+    """First start (s) of each of the ``steps`` steps, which must be numbered 0, 1, 2, …"""
+    numbers, of_step = np.unique(step, return_inverse=True)
+    if steps < 1 or not np.array_equal(numbers, np.arange(steps)):
+        seen = f"steps {numbers[0]} to {numbers[-1]} ({len(numbers)})" if len(numbers) else "no step"
+        raise UserError(
+            f"window {index} is a generation of {steps} denoising steps, but its denoiser spans show {seen}",
+            remedy="measure the configuration again, or check `spans.denoiser` in the model file",
+        )
+    starts = np.full(steps, np.inf)
+    np.minimum.at(starts, of_step, start_s)
+    return starts
+
+
+def composed_latency_s(generations: Sequence[Generation], num_inference_steps: int) -> Array:
+    """Time of a whole video of ``num_inference_steps`` steps (s), one total a generation.
+
+    ``once + S · mean step``. For a whole generation (its steps are S) this is the window's length; for a
+    cut one it is linear in S by construction, hence never evidence of linearity.
+    """
+    return np.array([g.once_s + num_inference_steps * g.mean_step_s for g in generations], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` generations: standard deviation (n − 1) and half-width of its 95 % interval.
+
+    All but ``n`` are in the unit of the values; NaN is what so few values cannot tell.
+    """
+
+    mean: float
+    std: float
+    ci95: float
+    n: int
+
+
+def estimate(values: ArrayLike, instrument_ci95: float = 0.0) -> Estimate:
+    """Mean of ``values`` with Student's t-interval over them.
+
+    ``instrument_ci95`` is the half-width of the instrument's 95 % interval on the mean (same unit) and is
+    combined in quadrature. One value has no spread: its std and interval are NaN, not zero.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    n = array.size
+    if n == 0:
+        return Estimate(nan, nan, nan, 0)
+    if n == 1:
+        return Estimate(float(array[0]), nan, nan, 1)
+    std = float(array.std(ddof=1))
+    scatter = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
+    return Estimate(float(array.mean()), std, hypot(scatter, instrument_ci95), n)
+
+
+def step_sem_percent(generations: Sequence[Generation]) -> float:
+    """Standard error of the mean step time over all steps of all generations, percent of the mean.
+
+    NaN with fewer than two steps.
+    """
+    steps = np.concatenate([np.empty(0), *(g.step_durations_s for g in generations)])
+    if steps.size < 2:
+        return nan
+    return float(100 * steps.std(ddof=1) / sqrt(steps.size) / steps.mean())
+
+
+def unspanned_percent(windows: Windows, spans: Spans) -> float:
+    """Share of the generation windows' time that no span covers, percent; overlapping spans count once.
+
+    A window is covered by its own spans alone. NaN without a generation.
+    """
+    window = np.asarray(spans.window, dtype=np.int64)
+    start = np.asarray(spans.start_s, dtype=np.float64)
+    end = np.asarray(spans.end_s, dtype=np.float64)
+    total_s = covered_s = 0.0
+    for index in _of_kind(windows, "generation"):
+        own, low, high = window == index, windows.start_s[index], windows.end_s[index]
+        total_s += high - low
+        covered_s += _union_s(start[own].clip(low, high), end[own].clip(low, high))
+    return 100 * (total_s - covered_s) / total_s if total_s > 0 else nan
+
+
+def _union_s(start_s: Array, end_s: Array) -> float:
+    """Length of the union of intervals (s)."""
+    if start_s.size == 0:
+        return 0.0
+    order = np.argsort(start_s, kind="stable")
+    start_s, end_s = start_s[order], end_s[order]
+    reached = np.concatenate(([start_s[0]], np.maximum.accumulate(end_s)[:-1]))
+    return float(np.maximum(end_s - np.maximum(start_s, reached), 0).sum())

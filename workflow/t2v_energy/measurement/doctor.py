@@ -1,0 +1,133 @@
+"""Tells, before a campaign, what this machine can and cannot measure, and what each lack means."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from t2v_energy.errors import UserError
+
+RAPL = Path("/sys/class/powercap")
+WATCH_S = 3.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    state: Literal["ok", "lacking", "blocking"]
+    found: str
+    meaning: str = ""
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Every check, each in its own words; ``folder`` is where records would go."""
+    checks: list[Callable[[], list[Finding]]] = [_packages, _gpu, _kernels, _cpu_energy, lambda: _disk(folder)]
+    return [finding for check in checks for finding in check()]
+
+
+def _packages() -> list[Finding]:
+    missing = []
+    for name in ("torch", "diffusers", "transformers", "codecarbon", "nvidia-ml-py", "ftfy"):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        meaning = "nothing can be measured here; pip install -e '.[measure]' (the analysis needs none of them)"
+        return [Finding("packages", "blocking", f"missing: {', '.join(missing)}", meaning)]
+    return [Finding("packages", "ok", f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}")]
+
+
+def _gpu() -> list[Finding]:
+    from t2v_energy.measurement.runner import choose_gpu
+
+    try:
+        device = choose_gpu()
+    except UserError as error:
+        meaning = f"only CPU campaigns (smoke) can be measured here, without GPU energy. {error.remedy}"
+        return [Finding("GPU", "lacking", error.what, meaning)]
+    with device:
+        found = [
+            Finding("GPU", "ok", f"{device.name}, {device.uuid}, driver {device.driver}"),
+            Finding("power limit", "ok", f"{device.power_limit_W():.0f} W"),
+        ]
+        processes = device.processes()
+        found.append(
+            Finding("GPU is ours alone", "lacking", f"processes {[pid for pid, _ in processes]}",
+                    "measuring is refused while they run; --allow-shared measures and flags the records")
+            if processes
+            else Finding("GPU is ours alone", "ok", "no other process")
+        )  # fmt: skip
+        return found + _counter(device) + _sensors(device)
+
+
+def _counter(device) -> list[Finding]:  # type: ignore[no-untyped-def]
+    """Watch the energy counter flat out: how often it changes, and by how little."""
+    try:
+        changes, values = [], [device.energy_mJ()]
+    except UserError as error:
+        meaning = "no GPU energy can be measured on this GPU: campaigns on it are refused"
+        return [Finding("energy counter", "blocking", error.what, meaning)]
+    end_s = time.monotonic() + WATCH_S
+    while time.monotonic() < end_s:
+        value = device.energy_mJ()
+        if value != values[-1]:
+            changes.append(time.monotonic())
+            values.append(value)
+        time.sleep(0.0005)
+    if len(changes) < 3:
+        return [Finding("energy counter", "blocking", f"changed {len(changes)} times in {WATCH_S:.0f} s",
+                        "it does not count: GPU energy cannot be measured")]  # fmt: skip
+    period_s = median(b - a for a, b in zip(changes, changes[1:], strict=False))
+    quantum_mJ = min(b - a for a, b in zip(values, values[1:], strict=False))
+    meaning = f"windows are read between ticks; below about {4 * period_s:.1f} s a window's interval widens"
+    return [Finding("energy counter", "ok", f"ticks every {period_s * 1e3:.0f} ms, smallest step {quantum_mJ} mJ", meaning)]
+
+
+def _sensors(device) -> list[Finding]:  # type: ignore[no-untyped-def]
+    sample = device.sample()
+    lacking = [name for name, value in sample._asdict().items() if value is None]
+    if lacking:
+        meaning = "the counter cannot be checked against power, or throttling not be seen, without these"
+        return [Finding("sensors", "lacking", f"missing: {', '.join(lacking)}", meaning)]
+    return [Finding("sensors", "ok", f"{sample.power_instant_W:.0f} W, {sample.temperature_C} °C, {sample.sm_clock_MHz} MHz")]
+
+
+def _kernels() -> list[Finding]:
+    try:
+        from t2v_energy.measurement.kernels import available
+    except ImportError:
+        return []
+    kernels = available()
+    there = [name for name, works in kernels.items() if works]
+    lacking = [name for name, works in kernels.items() if not works]
+    meaning = f"configurations that ask for {', '.join(lacking)} cannot run here" if lacking else ""
+    return [Finding("attention kernels", "lacking" if lacking else "ok", ", ".join(there) or "none", meaning)]
+
+
+def _cpu_energy() -> list[Finding]:
+    counters = sorted(RAPL.glob("intel-rapl:*/energy_uj")) if RAPL.is_dir() else []
+    if not counters:
+        return [Finding("CPU energy (RAPL)", "lacking", f"no counter under {RAPL}",
+                        "CPU energy is modelled from load by CodeCarbon and marked so; RAM energy is always a constant")]  # fmt: skip
+    if not os.access(counters[0], os.R_OK):
+        return [Finding("CPU energy (RAPL)", "lacking", f"no permission to read {counters[0]}",
+                        "CPU energy is modelled from load and marked so; ask the administrator for read access")]  # fmt: skip
+    return [Finding("CPU energy (RAPL)", "ok", f"{len(counters)} counters", "CPU energy is measured; RAM energy is a constant")]
+
+
+def _disk(folder: Path) -> list[Finding]:
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    free_GiB = shutil.disk_usage(there).free / 2**30
+    if free_GiB < 1:
+        return [Finding("disk", "blocking", f"{free_GiB:.2f} GiB free at {folder}", "records could be lost; free some space")]
+    return [Finding("disk", "ok", f"{free_GiB:.0f} GiB free")]

@@ -1,0 +1,142 @@
+"""The two protocols: whole generations, as in the study, and sampled ones, which cost far less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from t2v_energy.config import Configuration, ModelFile, ProtocolSettings
+from t2v_energy.measurement.composition import (
+    composed_latency_s,
+    estimate,
+    generations,
+    step_sem_percent,
+)
+from t2v_energy.measurement.kernels import KernelProbe, asked_for
+from t2v_energy.measurement.record import WindowKind, Windows
+from t2v_energy.metering.spans import SpanRecorder
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Subject:
+    """A built pipeline with one configuration, ready to generate."""
+
+    pipeline: Any
+    model: ModelFile
+    configuration: Configuration
+    prompt: str
+    device: str
+
+    def generate(self, steps: int) -> None:
+        """One generation of this configuration, cut after ``steps`` of its denoising steps.
+
+        The schedule is that of all steps: a cut generation runs the first ones of the real schedule,
+        then decodes. Every generation starts from the same seeded latents.
+        """
+        c = self.configuration
+
+        def after_step(pipeline: Any, index: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+            if index + 1 >= steps:
+                pipeline._interrupt = True  # diffusers skips the remaining steps and goes on to decode
+            return {}
+
+        with asked_for(c.attention_kernel):
+            self.pipeline(
+                prompt=self.prompt,
+                negative_prompt=self.model.negative_prompt,
+                height=c.height,
+                width=c.width,
+                num_frames=c.num_frames,
+                num_inference_steps=c.num_inference_steps,
+                guidance_scale=c.guidance_scale,
+                generator=torch.Generator(self.device).manual_seed(c.seed),
+                output_type="np",
+                callback_on_step_end=after_step if steps < c.num_inference_steps else None,
+            )
+
+
+@dataclass
+class Run:
+    """Generations of one subject as they are timed."""
+
+    subject: Subject
+    recorder: SpanRecorder
+    settings: ProtocolSettings
+    say: Progress = lambda text: None
+    windows: Windows = field(default_factory=Windows)
+    kernels: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: WindowKind, steps: int, start_s: float, end_s: float) -> None:
+        """Append a window."""
+        for column, value in zip(
+            (self.windows.kind, self.windows.steps, self.windows.start_s, self.windows.end_s),
+            (kind, steps, start_s, end_s),
+            strict=True,
+        ):
+            column.append(value)  # type: ignore[arg-type]
+
+    def generate(self, kind: WindowKind, steps: int) -> None:
+        """One timed generation."""
+        probe = KernelProbe() if kind == "warmup" and not self.kernels else None
+        with self.recorder.window(
+            len(self.windows.kind), track_memory=kind == "warmup", probe=probe
+        ) as edges:
+            self.subject.generate(steps)
+        self.add(kind, steps, edges["start_s"], edges["end_s"])
+        if probe is not None:
+            self.kernels = probe.found
+        self.say(f"{kind} of {steps} steps took {edges['end_s'] - edges['start_s']:.1f} s")
+
+    def last_call_s(self, stage: str) -> float:
+        """Duration of the latest call of ``stage``."""
+        spans = self.recorder.spans
+        last = max(i for i, name in enumerate(spans.stage) if name == stage)
+        return spans.end_s[last] - spans.start_s[last]
+
+
+def run_full(run: Run) -> None:
+    """The study's protocol (section 4.1): two whole warm-ups, then five measured repetitions."""
+    steps = run.subject.configuration.num_inference_steps
+    for _ in range(run.settings.full.warmups):
+        run.generate("warmup", steps)
+    for _ in range(run.settings.full.repetitions):
+        run.generate("generation", steps)
+
+
+def run_sampled(run: Run) -> None:
+    """Short generations until the composed latency's 95 % interval and the spread of step times are
+    as narrow as the settings ask, or the most generations allowed have run."""
+    settings = run.settings.sampled
+    total_steps = run.subject.configuration.num_inference_steps
+    run.generate("warmup", min(settings.warmup_steps, total_steps))
+    steps = _steps_to_sample(run, total_steps)
+    for count in range(1, settings.max_generations + 1):
+        run.generate("generation", steps)
+        if count >= settings.generations and _is_narrow(run, total_steps):
+            return
+
+
+def _steps_to_sample(run: Run, total_steps: int) -> int:
+    """Enough steps to fill the shortest window; the last warm-up call is warm and tells their time."""
+    settings = run.settings.sampled
+    step_s = run.last_call_s("denoiser") * run.subject.model.passes_per_step
+    return min(total_steps, max(settings.min_steps, math.ceil(settings.min_window_s / step_s)))
+
+
+def _is_narrow(run: Run, total_steps: int) -> bool:
+    settings = run.settings.sampled
+    measured = generations(run.windows, run.recorder.spans)
+    latency = estimate(composed_latency_s(measured, total_steps))
+    return (
+        step_sem_percent(measured) <= settings.max_step_sem_percent
+        and latency.ci95 <= settings.max_ci95_percent / 100 * latency.mean
+    )
+
+
+PROTOCOLS: dict[str, Callable[[Run], None]] = {"full": run_full, "sampled": run_sampled}

@@ -1,0 +1,349 @@
+"""Measures one batch: configurations that share a model and an experiment, in one process.
+
+Each record is written as soon as its configuration is done. A batch that is killed and started again
+keeps what was finished and measures nothing twice; only its index is a declared output of the workflow.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from t2v_energy.config import Campaign, Settings, load_model
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.lock import device_lock
+from t2v_energy.measurement.progress import Progress
+from t2v_energy.measurement.record import (
+    Gpu,
+    Memory,
+    Origin,
+    Process,
+    Prompt,
+    Record,
+    Windows,
+    read_record,
+    to_json,
+    write_atomically,
+)
+from t2v_energy.measurement.validity import check
+from t2v_energy.metering.nvml import NvmlDevice
+from t2v_energy.metering.sampler import Sampler
+from t2v_energy.plan import Batch, Item, Plan, make_plan, raw_folder
+from t2v_energy.prompts import load_prompts
+
+SETTLE_S = 0.3  # the meter runs this long before the first window, so that several ticks precede it
+MIN_FREE_B = 200 * 2**20
+
+
+def measure_batch(
+    root: Path, settings: Settings, experiment: str, name: str, *, prompts: Path, progress: Progress
+) -> Path:
+    """Measure what is missing of a batch and write its index; returns the index's path.
+
+    Raises :class:`UserError` when the GPU is missing, in use by others or of another model than the
+    campaign's, when a record that is there was made otherwise, or when the disk is full.
+    """
+    plan = make_plan(root, settings, [experiment])
+    batch = plan.batch(experiment, name)
+    folder = raw_folder(root, plan.campaign.key, experiment)
+    pending = [item for item in batch.items if not _is_done(folder / item.record, item, plan)]
+    progress.begin(batch, pending)
+    if pending:
+        _check_disk(folder)
+        with ExitStack() as stack:
+            session = _open_session(root, settings, plan, prompts, progress, stack)
+            for item in pending:
+                record = session.measure(item)
+                write_atomically(folder / item.record, to_json(record))
+                progress.finished(item, record, check(record, plan.campaign.gpu_name))
+    return _write_index(folder, batch)
+
+
+def _is_done(path: Path, item: Item, plan: Plan) -> bool:
+    """Whether a valid record of exactly this measurement is there; one made otherwise is an error."""
+    if not path.exists():
+        return False
+    record = read_record(path)
+    asked = {"configuration": item.configuration, "protocol_settings": plan.protocols}
+    for key, value in asked.items():
+        if getattr(record, key) != value:
+            raise UserError(
+                f"this record was measured with other {key.replace('_', ' ')} than are configured now",
+                where=str(path),
+                remedy="restore the configuration, move the record away, or measure under another campaign name",
+            )
+    return True
+
+
+def _check_disk(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_B:
+        raise UserError(
+            f"only {free / 2**20:.0f} MiB are free",
+            where=str(folder),
+            remedy=f"free at least {MIN_FREE_B / 2**20:.0f} MiB before measuring: records must not be lost",
+        )
+
+
+def _write_index(folder: Path, batch: Batch) -> Path:
+    """The batch's index: its configurations, record names, checksums and states."""
+    entries = []
+    for item in batch.items:
+        path = folder / item.record
+        entries.append(
+            {
+                "configuration_id": item.configuration_id,
+                "record": item.record,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "status": read_record(path).status,
+            }
+        )
+    index = {"experiment": batch.experiment, "batch": batch.name, "records": entries}
+    path = folder / "batches" / f"{batch.name}.json"
+    write_atomically(path, json.dumps(index, indent=1) + "\n", overwrite=True)
+    return path
+
+
+# --- the device and what runs on it ---------------------------------------------------------------------
+
+
+def choose_gpu() -> NvmlDevice:
+    """The first GPU that CUDA_VISIBLE_DEVICES shows, or the host's first; CUDA is then pinned to it."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    by_index = wanted.isdigit() or not wanted
+    device = NvmlDevice.open(None if by_index else wanted, index=int(wanted or 0) if by_index else None)
+    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid
+    return device
+
+
+def _open_session(
+    root: Path, settings: Settings, plan: Plan, prompts: Path, progress: Progress, stack: ExitStack
+) -> Session:
+    """Lock the device, see that it is ours alone and the right one, start the meter."""
+    texts = {prompt.id: prompt.text for prompt in load_prompts(prompts)}
+    gpu, index, foreign, sampler = None, None, [], None
+    if plan.campaign.device == "cuda":
+        device = choose_gpu()
+        stack.enter_context(device_lock(device.uuid, progress.say))
+        index = device.index
+        gpu, foreign = _claim(device, plan.campaign, settings.measure.allow_shared)
+        stack.callback(device.close)
+        sampler = stack.enter_context(
+            Sampler(partial(NvmlDevice.open, device.uuid), plan.protocols.poll_s, plan.protocols.sample_hz)
+        )
+        progress.watts = lambda: sampler.latest_power_W
+    else:
+        stack.enter_context(device_lock("cpu", progress.say))
+    stack.enter_context(_interruptible())
+    return Session(root, plan, texts, progress, gpu, index, foreign, sampler)
+
+
+def _claim(device: NvmlDevice, campaign: Campaign, allow_shared: bool) -> tuple[Gpu, list[Process]]:
+    """Describe the GPU; refuse one of another model or one that others are using.
+
+    This is asked before our own process opens the GPU: inside containers NVML's process ids may be the
+    host's, and ours could not be told from others.
+    """
+    from t2v_energy.metering.environment import describe_gpu, foreign_processes
+
+    gpu = describe_gpu(device)
+    if campaign.gpu_name and gpu.name != campaign.gpu_name:
+        raise UserError(
+            f"this GPU is {gpu.name!r}; the campaign's records are of {campaign.gpu_name!r}",
+            where=f"config/campaigns/{campaign.key}.yaml, gpu_name",
+            remedy="measure it under a campaign of its own (copy config/campaigns/template.yaml)",
+        )
+    device.energy_mJ()  # raises, with the reason, where the counter is not supported
+    foreign = foreign_processes(device)
+    if foreign and not allow_shared:
+        raise UserError(
+            f"other processes use this GPU: {', '.join(str(p.pid) for p in foreign)}",
+            where=gpu.uuid,
+            remedy="wait for them or stop them; or pass --allow-shared, which flags every record",
+        )
+    return gpu, foreign
+
+
+def _interruptible() -> ExitStack:
+    """SIGTERM, as SLURM and Snakemake send it, ends the run like Ctrl-C: the meter stops, locks drop."""
+    stack = ExitStack()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    stack.callback(signal.signal, signal.SIGTERM, previous)
+    return stack
+
+
+@dataclass
+class Session:
+    """What lives as long as the batch: the device, the meter, the built pipeline."""
+
+    root: Path
+    plan: Plan
+    prompts: dict[str, str]
+    progress: Progress
+    gpu: Gpu | None
+    gpu_index: int | None
+    foreign: list[Process]
+    sampler: Sampler | None
+    _pipeline: Any = None
+    _built: str = ""
+    _codecarbon: Any = None
+
+    def measure(self, item: Item) -> Record:
+        """One configuration, from idle to idle; running out of memory is an answer, not a failure."""
+        import torch
+
+        from t2v_energy.measurement.protocols import PROTOCOLS, Run, Subject
+        from t2v_energy.metering.spans import SpanRecorder
+
+        model = load_model(self.root, item.configuration.model)
+        device = self.plan.campaign.device
+        text = self._prompt(item)
+        pipeline = self._pipeline_for(item)
+        recorder = SpanRecorder(pipeline, model.spans, device)
+        subject = Subject(pipeline, model, item.configuration, text, device)
+        run = Run(subject, recorder, self.plan.protocols, partial(self._generation_done, item))
+        self.progress.started(item)
+        origin = Origin(utc=datetime.now(timezone.utc).isoformat(), monotonic_s=time.monotonic())
+        if self.sampler:
+            self.sampler.drain()
+            time.sleep(SETTLE_S)
+        error: str | None = None
+        carbon = self._tracker()
+        self._idle(run, "idle_before")
+        carbon.start(item.record)
+        try:
+            with recorder.attached(), torch.inference_mode(False), torch.no_grad():
+                PROTOCOLS[item.protocol](run)
+        except torch.OutOfMemoryError as out_of_memory:
+            error = str(out_of_memory).splitlines()[0]
+        finally:
+            reading = carbon.stop(item.record)
+        if error:
+            gc.collect()
+            torch.cuda.empty_cache()
+        self._idle(run, "idle_after")
+        return self._record(item, origin, run, recorder, reading, error, pipeline, text)
+
+    def _generation_done(self, item: Item, text: str) -> None:
+        """Tell the user, and stop at once if the meter has failed."""
+        if self.sampler:
+            self.sampler.check()
+        self.progress.generation(item, text)
+
+    def _prompt(self, item: Item) -> str:
+        try:
+            return self.prompts[item.configuration.prompt]
+        except KeyError:
+            raise UserError(
+                f"there is no prompt {item.configuration.prompt!r}",
+                where=f"results/prompts/{self.plan.campaign.key}.jsonl",
+                remedy=f"prompts there: {', '.join(list(self.prompts)[:5])}, …",
+            ) from None
+
+    def _pipeline_for(self, item: Item) -> Any:
+        """The pipeline of the item's model, built when first needed."""
+        from t2v_energy.models.build import build_pipeline
+
+        key = item.configuration.model
+        if self._built != key:
+            self.progress.say(f"building {key} ({self.plan.campaign.weights} weights)")
+            campaign = self.plan.campaign
+            self._pipeline = build_pipeline(
+                load_model(self.root, key), campaign.weights, campaign.device, campaign.seed
+            )
+            self._built = key
+        return self._pipeline
+
+    def _idle(self, run: Any, kind: str) -> None:
+        """Let the device idle and note when."""
+        start_s = time.monotonic()
+        time.sleep(self.plan.protocols.idle_s)
+        run.add(kind, 0, start_s, time.monotonic())
+
+    def _tracker(self) -> Any:
+        """CodeCarbon's tracker, built when first needed."""
+        from t2v_energy.metering.codecarbon import CodeCarbon
+
+        if self._codecarbon is None:
+            self._codecarbon = CodeCarbon(self.gpu_index)
+        return self._codecarbon
+
+    def _record(
+        self,
+        item: Item,
+        origin: Origin,
+        run: Any,
+        recorder: Any,
+        reading: Any,
+        error: str | None,
+        pipeline: Any,
+        text: str,
+    ) -> Record:
+        from t2v_energy.metering.environment import describe
+        from t2v_energy.metering.spans import shifted
+        from t2v_energy.models.build import describe_weights
+
+        campaign, zero = self.plan.campaign, origin.monotonic_s
+        model = load_model(self.root, item.configuration.model)
+        last_s = run.windows.end_s[-1]
+        ticks, samples = self.sampler.drain(past_s=last_s) if self.sampler else (None, None)
+        weights = describe_weights(model, campaign.weights, campaign.seed)
+        record = Record(
+            campaign=campaign.key,
+            experiment=item.experiment,
+            configuration_id=item.configuration_id,
+            configuration=item.configuration,
+            protocol=item.protocol,
+            protocol_settings=self.plan.protocols,
+            pass_index=item.pass_index,
+            order=item.order,
+            status="out_of_memory" if error else "ok",
+            error=error,
+            origin=origin,
+            environment=describe(self.root, self.gpu, weights, self.foreign),
+            prompt=_describe_prompt(pipeline, model.tokenizer.max_length, item.configuration.prompt, text),
+            attention_kernels=run.kernels,
+            windows=Windows(
+                kind=run.windows.kind,
+                steps=run.windows.steps,
+                start_s=[t - zero for t in run.windows.start_s],
+                end_s=[t - zero for t in run.windows.end_s],
+            ),
+            spans=shifted(recorder.spans, zero),
+            ticks=ticks.shifted(zero) if ticks else None,
+            samples=samples.shifted(zero) if samples else None,
+            codecarbon=reading,
+            memory=Memory(allocated_B=recorder.allocated_B, reserved_B=recorder.reserved_B),
+        )
+        flags = [f"{f.rule}: {f.detail}" for f in check(record, campaign.gpu_name) if f.level != "ok"]
+        return record.model_copy(update={"flags": flags})
+
+
+def _describe_prompt(pipeline: Any, padded: int, prompt_id: str, text: str) -> Prompt:
+    """How many tokens the prompt became, before and after padding, and by which tokenizer."""
+    tokenizer: Callable[..., Any] = pipeline.tokenizer
+    encoded = tokenizer([text], padding="max_length", max_length=padded, truncation=True, return_tensors="pt")
+    return Prompt(
+        id=prompt_id,
+        tokens=int(encoded["attention_mask"].sum()),
+        padded_tokens=padded,
+        tokenizer=type(tokenizer).__name__,
+    )

@@ -1,0 +1,193 @@
+"""Whether a record may be believed: the rules of ``contracts.md``, checked after the fact from the record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.composition import Generation, generations, step_sem_percent, unspanned_percent
+from t2v_energy.measurement.record import Record, read_record, record_paths
+from t2v_energy.metering.attribution import energy_J, power_integral_J
+from t2v_energy.metering.series import Samples
+
+MAX_UNSPANNED_PERCENT = 1.0
+MAX_CLOSURE_PERCENT = 2.0
+MIN_CLOSURE_S = 5.0
+MAX_STEP_SEM_PERCENT = 0.3
+
+# nvml.h, nvmlClocksEventReasons (formerly nvmlClocksThrottleReasons)
+CLOCK_REASONS = {
+    0x001: "GPU idle",
+    0x002: "applications clocks setting",
+    0x004: "software power cap",
+    0x008: "hardware slowdown",
+    0x010: "sync boost",
+    0x020: "software thermal slowdown",
+    0x040: "hardware thermal slowdown",
+    0x080: "hardware power brake",
+    0x100: "display clock setting",
+}
+ALLOWED_REASONS = 0x001 | 0x002 | 0x004
+
+Level = Literal["ok", "flag", "invalid"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule says of a record; ``detail`` holds the number found and its limit."""
+
+    rule: str
+    level: Level
+    detail: str
+
+
+def check(record: Record, expected_gpu: str | None = None) -> list[Finding]:
+    """Every rule's finding on ``record``, in a fixed order.
+
+    ``expected_gpu`` is the campaign's ``gpu_name``; None accepts any GPU. A record of status
+    ``out_of_memory`` holds no generation: only where it was made is checked.
+    """
+    findings = [_gpu(record, expected_gpu), _foreign_processes(record)]
+    if record.status != "ok":
+        return [Finding("status", "ok", f"{record.status}: there is no generation to check"), *findings]
+    try:
+        found = generations(record.windows, record.spans)
+    except UserError as error:
+        return [*findings, Finding("generations", "invalid", error.what)]
+    if not found:
+        return [*findings, Finding("generations", "invalid", "0 generations; at least 1 is needed")]
+    return [
+        *findings,
+        Finding("generations", "ok", f"{len(found)} generations; at least 1 is needed"),
+        _unspanned(record),
+        _closure(record, found),
+        _step_sem(record, found),
+        _throttling(record, found),
+    ]
+
+
+def validate_folder(path: Path, expected_gpu: str | None = None) -> dict[str, list[Finding]]:
+    """Findings of every record in an experiment's folder, or in all experiments of a campaign's folder.
+
+    Keys are paths relative to ``path``: file names, for an experiment's folder. A record that cannot be
+    read has one invalid finding, ``readable``, with the reason.
+
+    Raises:
+        UserError: there is no such folder, or no record in it.
+    """
+    folders = [path, *sorted(p for p in path.glob("*") if p.is_dir())]
+    records = [record for folder in folders for record in record_paths(folder)]
+    if not records:
+        raise UserError(
+            "there are no records" if path.is_dir() else "there is no such folder",
+            where=str(path),
+            remedy="give results/raw/<campaign>, or the folder of one of its experiments",
+        )
+    return {str(record.relative_to(path)): _check_file(record, expected_gpu) for record in records}
+
+
+def _check_file(path: Path, expected_gpu: str | None) -> list[Finding]:
+    try:
+        record = read_record(path)
+    except UserError as error:
+        return [Finding("readable", "invalid", error.what)]
+    return check(record, expected_gpu)
+
+
+def _limited(rule: str, worse: Level, what: str, percent: float, limit: float, digits: int = 2) -> Finding:
+    """A finding on a percentage that must not exceed ``limit``; one that is not a number exceeds it."""
+    level: Level = "ok" if percent <= limit else worse
+    return Finding(rule, level, f"{what} {percent:.{digits}f} %, limit {limit:g} %")
+
+
+def _gpu(record: Record, expected: str | None) -> Finding:
+    gpu = record.environment.gpu
+    name = gpu.name if gpu else "no GPU"
+    if expected is None:
+        return Finding("gpu_name", "ok", f"{name}; the campaign names none")
+    return Finding("gpu_name", "ok" if name == expected else "invalid", f"{name}; the campaign is on {expected}")
+
+
+def _foreign_processes(record: Record) -> Finding:
+    foreign = record.environment.foreign_processes
+    listed = ", ".join(
+        f"pid {p.pid}" + (f" ({p.used_MiB:.0f} MiB)" if p.used_MiB is not None else "") for p in foreign
+    )
+    return Finding(
+        "foreign_process",
+        "invalid" if foreign else "ok",
+        f"{len(foreign)} foreign processes on the GPU, limit 0" + (f": {listed}" if listed else ""),
+    )
+
+
+def _unspanned(record: Record) -> Finding:
+    percent = unspanned_percent(record.windows, record.spans)
+    what = "time of the generations that no span covers:"
+    return _limited("unspanned", "invalid", what, percent, MAX_UNSPANNED_PERCENT)
+
+
+def _closure(record: Record, found: list[Generation]) -> Finding:
+    """Two instruments, one energy: the counter, and the integral of instantaneous power."""
+    rule, start_s, end_s = "closure", found[0].start_s, found[-1].end_s
+    if record.environment.gpu is None:
+        return Finding(rule, "ok", "not checked: no GPU, hence no counter")
+    if not record.ticks:
+        return Finding(rule, "flag", "not checked: the energy counter was not read, there is no measured energy")
+    if not record.samples or not _has_power(record.samples):
+        return Finding(rule, "flag", "not checked: instantaneous power was not read")
+    if end_s - start_s < MIN_CLOSURE_S:
+        return Finding(rule, "ok", f"not checked: {end_s - start_s:.2f} s, from {MIN_CLOSURE_S:g} s on")
+    try:
+        counter_J = energy_J(record.ticks, start_s, end_s)[0]
+        integral_J = power_integral_J(record.samples, start_s, end_s)
+    except UserError as error:
+        return Finding(rule, "invalid", error.what)
+    percent = 100 * abs(counter_J / integral_J - 1) if integral_J > 0 else np.nan
+    what = f"counter {counter_J:.1f} J, integral of power {integral_J:.1f} J: they differ by"
+    return _limited(rule, "invalid", what, percent, MAX_CLOSURE_PERCENT)
+
+
+def _has_power(samples: Samples) -> bool:
+    return any(power is not None for power in samples.power_instant_W)
+
+
+def _step_sem(record: Record, found: list[Generation]) -> Finding:
+    """A campaign on the CPU is held to its own protocol: its clock is everybody's."""
+    on_cpu = record.environment.gpu is None
+    limit = record.protocol_settings.sampled.max_step_sem_percent if on_cpu else MAX_STEP_SEM_PERCENT
+    what = "standard error of the mean step time"
+    return _limited("step_sem", "flag", what, step_sem_percent(found), limit, digits=3)
+
+
+def _throttling(record: Record, found: list[Generation]) -> Finding:
+    rule, samples = "throttling", record.samples
+    seen = list(_reasons_during(samples, found)) if samples else []
+    if not seen:
+        known = "no GPU" if record.environment.gpu is None else "clock reasons were not read"
+        return Finding(rule, "ok" if record.environment.gpu is None else "flag", f"not checked: {known}")
+    bits = int(np.bitwise_or.reduce(seen))
+    names = ", ".join(_named_bits(bits & ~ALLOWED_REASONS))
+    count = sum(1 for reasons in seen if reasons & ~ALLOWED_REASONS)
+    return Finding(
+        rule,
+        "invalid" if count else "ok",
+        f"{count} of {len(seen)} samples, limit 0" + (f": {names}" if names else ""),
+    )
+
+
+def _reasons_during(samples: Samples, found: list[Generation]) -> Iterator[int]:
+    """The bit masks read during a generation."""
+    for time_s, reasons in zip(samples.time_s, samples.throttle_reasons, strict=True):
+        if reasons is not None and any(g.start_s <= time_s <= g.end_s for g in found):
+            yield reasons
+
+
+def _named_bits(bits: int) -> Iterator[str]:
+    for place in range(bits.bit_length()):
+        if bit := bits & 1 << place:
+            yield CLOCK_REASONS.get(bit, f"unknown reason {bit:#x}")

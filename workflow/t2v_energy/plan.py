@@ -1,0 +1,151 @@
+"""The plan: every configuration of a campaign, cut into batches, with what measuring it should cost."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2v_energy.config import (
+    Campaign,
+    Configuration,
+    Protocol,
+    ProtocolSettings,
+    Settings,
+    configurations,
+    load_accelerator,
+    load_campaign,
+    load_experiment,
+    load_model,
+    protocol_settings,
+)
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import record_name
+from t2v_energy.prediction import Prediction, predict, predict_measurement_s
+
+
+@dataclass(frozen=True)
+class Item:
+    """One measurement to take, with its (modelled) cost; ``order`` is its place in the random order."""
+
+    experiment: str
+    configuration_id: str
+    configuration: Configuration
+    protocol: Protocol
+    pass_index: int
+    order: int
+    prediction: Prediction
+    measure_s: float
+
+    @property
+    def record(self) -> str:
+        """Name of the record's file."""
+        return record_name(self.configuration_id, self.protocol, self.pass_index)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Measurements that one process takes one after the other: one model, one experiment."""
+
+    experiment: str
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def measure_s(self) -> float:
+        """Predicted seconds of measuring, without building the pipeline."""
+        return sum(item.measure_s for item in self.items)
+
+    @property
+    def memory_GiB(self) -> float:
+        """Predicted peak of the largest configuration."""
+        return max(item.prediction.memory_GiB for item in self.items)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A campaign's batches and the settings they are measured with."""
+
+    campaign: Campaign
+    protocols: ProtocolSettings
+    batches: tuple[Batch, ...]
+
+    def batch(self, experiment: str, name: str) -> Batch:
+        """The batch of that name; raises :class:`UserError` naming those there are."""
+        found = [b for b in self.batches if (b.experiment, b.name) == (experiment, name)]
+        if not found:
+            names = [f"{b.experiment}/{b.name}" for b in self.batches]
+            raise UserError(
+                f"campaign {self.campaign.key} has no batch {experiment}/{name}",
+                where=f"config/campaigns/{self.campaign.key}.yaml",
+                remedy=f"batches: {', '.join(names)}; names change with the configurations in them",
+            )
+        return found[0]
+
+    def items(self, experiment: str) -> list[Item]:
+        """All measurements of one experiment."""
+        return [item for b in self.batches if b.experiment == experiment for item in b.items]
+
+
+def raw_folder(root: Path, campaign: str, experiment: str) -> Path:
+    """Where an experiment's records are."""
+    return root / "results" / "raw" / campaign / experiment
+
+
+def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None = None) -> Plan:
+    """The plan of ``settings.campaign``, for all of its experiments or those named.
+
+    Each pass measures an experiment's configurations in an order of its own, drawn from the campaign's
+    seed: a sorted order would let the warming of the GPU pass for an effect of size.
+    """
+    campaign = load_campaign(root, settings.campaign)
+    protocols = protocol_settings(settings, campaign)
+    keys = list(campaign.experiments if experiments is None else experiments)
+    batches: list[Batch] = []
+    for key in keys:
+        if key not in campaign.experiments:
+            raise UserError(
+                f"campaign {campaign.key} has no experiment {key!r}",
+                where=f"config/campaigns/{campaign.key}.yaml, experiments",
+                remedy=f"it has: {', '.join(campaign.experiments)}",
+            )
+        for pass_index in range(1, campaign.passes + 1):
+            items = _ordered_items(root, campaign, protocols, key, pass_index)
+            batches += _batches(items, settings.measure.batch_minutes * 60)
+    return Plan(campaign, protocols, tuple(batches))
+
+
+def _ordered_items(
+    root: Path, campaign: Campaign, protocols: ProtocolSettings, key: str, pass_index: int
+) -> list[Item]:
+    experiment = load_experiment(root, campaign, key)
+    accelerator = load_accelerator(root, campaign.accelerator)
+    listed = configurations(root, campaign, key)
+    random.Random(f"{campaign.seed} {key} {pass_index}").shuffle(listed)
+    items = []
+    for order, (name, c) in enumerate(listed):
+        prediction = predict(
+            load_model(root, c.model), accelerator, c.height, c.width, c.num_frames, c.num_inference_steps
+        )
+        seconds = predict_measurement_s(prediction, experiment.protocol, protocols, c.num_inference_steps)
+        items.append(Item(key, name, c, experiment.protocol, pass_index, order, prediction, seconds))
+    return items
+
+
+def _batches(items: list[Item], limit_s: float) -> list[Batch]:
+    """Cut ``items`` where the model changes or the predicted time would pass ``limit_s``."""
+    groups: list[list[Item]] = []
+    for item in sorted(items, key=lambda i: i.configuration.model):  # stable: keeps the order within a model
+        group = groups[-1] if groups else []
+        same_model = bool(group) and group[0].configuration.model == item.configuration.model
+        if not same_model or sum(i.measure_s for i in group) + item.measure_s > limit_s:
+            groups.append([])
+        groups[-1].append(item)
+    return [Batch(group[0].experiment, _batch_name(group), tuple(group)) for group in groups]
+
+
+def _batch_name(items: list[Item]) -> str:
+    """Ten hexadecimal digits from the names of the batch's records."""
+    return hashlib.sha256("\n".join(sorted(item.record for item in items)).encode()).hexdigest()[:10]

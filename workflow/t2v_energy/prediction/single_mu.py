@@ -1,0 +1,133 @@
+"""The first, simple prediction (predictor ``single_mu``): true work at one efficiency, constant power.
+
+It is the study's latency and energy model (sections 3.4 and 3.5) with true counts in place of its printed
+ones, and one correction: the VAE runs in float32 and reaches far fewer FLOP/s than the rest, so its work is
+divided by a rate of its own.  It plans batches and gives a first answer; it is not calibrated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Literal, get_args
+
+from t2v_energy.errors import UserError
+from t2v_energy.work import true_work, umt5, wan, wan_latent_shape, wan_vae
+
+if TYPE_CHECKING:
+    from t2v_energy.config import Accelerator, ModelFile, ProtocolSettings
+
+ProtocolName = Literal["full", "sampled"]
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
+PARAMETER_COUNTS = {
+    "transformer": wan.parameter_count,
+    "text_encoder": umt5.parameter_count,
+    "vae": wan_vae.parameter_count,
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one generation is expected to cost.
+
+    Attributes:
+        latency_s: whole generation, ``once_s`` + steps × ``step_s``.
+        gpu_energy_Wh: energy of the accelerator's board for it.
+        memory_GiB: peak, weights and activations (see :func:`predict`).
+        step_s: one denoising step, all guidance passes.
+        once_s: text encoder and VAE decoding.
+        kind: always ``modelled``.
+    """
+
+    latency_s: float
+    gpu_energy_Wh: float
+    memory_GiB: float
+    step_s: float
+    once_s: float
+    kind: Literal["modelled"] = "modelled"
+
+
+def predict(
+    model: ModelFile,
+    accelerator: Accelerator,
+    height: int,
+    width: int,
+    num_frames: int,
+    num_inference_steps: int,
+) -> Prediction:
+    """Expected cost of one video of ``height`` × ``width`` pixels on ``accelerator``.
+
+    Time is FLOP / (µ · dense bf16 peak) for the text encoder and the denoiser and FLOP / ``vae_TFLOPs`` for
+    the decoder; energy is board power × sustained share × time.  Memory is every component's weights in its
+    own type (all stay on the device), plus the larger of the activations of the denoiser and of the decoder;
+    the latter are rough (``activation_bytes``, ``decode_activation_bytes``) and leave out the allocator's
+    slack and the libraries' workspaces.
+
+    Raises:
+        UserError: as :func:`t2v_energy.work.true_work`.
+    """
+    work = true_work(model, height, width, num_frames, num_inference_steps)
+    stage = work.flop_by_stage
+    rate = accelerator.efficiency * accelerator.peak_bf16_dense_TFLOPs * 1e12
+    step_s = stage["denoiser"] / num_inference_steps / rate
+    once_s = stage["text_encoder"] / rate + stage["vae_decode"] / (accelerator.vae_TFLOPs * 1e12)
+    latency_s = once_s + num_inference_steps * step_s
+    power_W = accelerator.board_power_W * accelerator.sustained_power_fraction
+    memory = _weight_bytes(model) + _activation_bytes(model, height, width, num_frames)
+    return Prediction(latency_s, power_W * latency_s / 3600, memory / GIB, step_s, once_s)
+
+
+def predict_measurement_s(
+    prediction: Prediction, protocol: ProtocolName, settings: ProtocolSettings, num_inference_steps: int
+) -> float:
+    """Seconds that measuring a configuration takes under ``protocol``, both idle readings included.
+
+    ``full`` runs warm-ups and repetitions whole.  ``sampled`` runs one short warm-up generation and then
+    ``generations`` generations of enough steps to fill ``min_window_s``, never more than the
+    ``num_inference_steps`` of a whole one; generations added because of a wide spread are not foreseen.
+    Building the pipeline is not included: a batch does it once.
+
+    Raises:
+        UserError: an unknown protocol.
+    """
+    if protocol == "full":
+        runs = settings.full.warmups + settings.full.repetitions
+        measuring_s = runs * prediction.latency_s
+    elif protocol == "sampled":
+        sampled = settings.sampled
+        filling = ceil(sampled.min_window_s / prediction.step_s)
+        steps = min(num_inference_steps, max(sampled.min_steps, filling))
+        warmup = min(num_inference_steps, sampled.warmup_steps)
+        generations = 1 + sampled.generations
+        all_steps = warmup + sampled.generations * steps
+        measuring_s = generations * prediction.once_s + all_steps * prediction.step_s
+    else:
+        raise UserError(
+            f"unknown protocol {protocol!r}", remedy=f"known protocols: {', '.join(get_args(ProtocolName))}"
+        )
+    return measuring_s + 2 * settings.idle_s
+
+
+def _bytes_per_value(model: ModelFile, component: str) -> int:
+    # A component without a type is left in torch's default.
+    return BYTES_PER_VALUE[model.components[component].dtype or "float32"]
+
+
+def _weight_bytes(model: ModelFile) -> int:
+    """Weights of all components (bytes); the few parts that a class keeps in float32 are under 1 %."""
+    return sum(
+        count(model.components[component].config) * _bytes_per_value(model, component)
+        for component, count in PARAMETER_COUNTS.items()
+    )
+
+
+def _activation_bytes(model: ModelFile, height: int, width: int, num_frames: int) -> int:
+    """The larger of the two big stages: they follow each other and do not add up (bytes)."""
+    transformer, vae = model.components["transformer"].config, model.components["vae"].config
+    latent = wan_latent_shape(model, height, width, num_frames)
+    tokens = wan.token_count(transformer, *latent)
+    return max(
+        wan.activation_bytes(transformer, tokens, _bytes_per_value(model, "transformer")),
+        wan_vae.decode_activation_bytes(vae, *latent, _bytes_per_value(model, "vae")),
+    )
