@@ -12,16 +12,16 @@ min_version("9.25")
 configfile: "config/config.yaml"
 
 
-DAG = read_dag(Path(workflow.basedir), config)
+STUDY = read_dag(Path(workflow.basedir), config)
 
 
 pathvars:
-    campaign=DAG.campaign,
-    figures=DAG.figures,
-    raw=f"results/raw/{DAG.campaign}",
-    aggregated=f"results/aggregated/{DAG.campaign}",
-    tables=f"results/tables/{DAG.campaign}",
-    numbers=f"results/numbers/{DAG.campaign}",
+    campaign=STUDY.campaign,
+    figures=STUDY.figures,
+    raw=f"results/raw/{STUDY.campaign}",
+    aggregated=f"results/aggregated/{STUDY.campaign}",
+    tables=f"results/tables/{STUDY.campaign}",
+    numbers=f"results/numbers/{STUDY.campaign}",
 
 
 include: "workflow/rules/prompts.smk"
@@ -37,4 +37,4 @@ rule all:
     input:
         rules.figures.input,
         rules.tables.input,
-        rules.paper.input if DAG.is_paper_campaign else [],
+        rules.paper.input if STUDY.is_paper_campaign else [],

@@ -74,35 +74,42 @@ def requirements_of(wheel: Path) -> list[Requirement]:
     return [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
 
 
-def pip(*arguments: str | Path) -> bool:
-    """Run pip quietly and say whether it succeeded."""
+def pip(*arguments: str | Path) -> str:
+    """Run pip quietly and return its complaint, empty if it succeeded."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stderr.strip() or f"pip ended with {done.returncode}" if done.returncode else ""
+
+
+def build(what: str | Path, folder: str | Path) -> None:
+    """Build one wheel from its source."""
+    if complaint := pip("wheel", "--no-deps", "--wheel-dir", folder, what):
+        sys.exit(f"{complaint}\n\n{what}: its wheel cannot be built; see above why.")
 
 
 def fetch(names: list[str], pinned: dict[str, str], python: str, dest: Path) -> list[Path]:
     """Bring the wheels of these packages into dest, and return their paths."""
-    wanted = [f"{name}=={pinned[name]}" for name in names]
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
-        options += [f"--platform={platform}" for platform in PLATFORMS]
-        if not pip("download", *options, "--dest", folder, *wanted):
-            # One package without a wheel fails the whole call: find it by asking one at a time.
-            for one in wanted:
-                if pip("download", *options, "--dest", folder, one):
-                    continue
-                print(f"  {one}: no wheel is published, building one")
-                if not pip("wheel", "--no-deps", "--wheel-dir", folder, one):
-                    sys.exit(
-                        f"{one}: cannot be fetched or built; try `pip wheel --no-deps {one}` to see why."
-                    )
-                built = next(Path(folder).glob(f"{one.partition('==')[0].replace('-', '?')}-*.whl"))
-                if not built.name.endswith("-none-any.whl"):
-                    sys.exit(
-                        f"{one}: only its source is published, and built here it fits this machine alone "
-                        f"({built.name}). Build it on a machine like the host with Python {python}."
-                    )
-        return [wheel.replace(dest / wheel.name) for wheel in sorted(Path(folder).glob("*.whl"))]
+    wanted = {f"{name}=={pinned[name]}" for name in names}
+    options = ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
+    options += [f"--platform={platform}" for platform in PLATFORMS]
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as built:
+        while wanted and (complaint := pip("download", *options, "--dest", folder, *sorted(wanted))):
+            missing = re.search(r"No matching distribution found for (\S+)", complaint)
+            if missing is None or missing[1] not in wanted:
+                sys.exit(f"{complaint}\n\nThe wheels could not be fetched; see above why.")
+            print(f"  {missing[1]}: no wheel is published, building one")
+            build(missing[1], built)
+            wanted.remove(missing[1])
+        for wheel in Path(built).iterdir():
+            if not wheel.name.endswith("-none-any.whl"):
+                sys.exit(
+                    f"{wheel.name}: published as source only, and built here it fits this machine alone. "
+                    f"Build it on a machine like the host, with Python {python}."
+                )
+        return [
+            wheel.replace(dest / wheel.name)
+            for wheel in sorted([*Path(folder).iterdir(), *Path(built).iterdir()])
+        ]
 
 
 def gather(
@@ -162,8 +169,7 @@ def main() -> None:
     if not arguments.whole:
         without |= ANALYSIS_ONLY
     gather(roots, pins(ROOT / "envs" / "lock.txt"), without, arguments.python, arguments.dest)
-    if not pip("wheel", "--no-deps", "--wheel-dir", arguments.dest, ROOT):
-        sys.exit("the project's own wheel cannot be built; try `pip wheel --no-deps .` to see why.")
+    build(ROOT, arguments.dest)
     wheels = list(arguments.dest.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 1e6
     print(f"{len(wheels)} wheels, {size:.0f} MB, for Python {arguments.python}, in {arguments.dest}")

@@ -36,6 +36,7 @@ LOOP_W = 500.0
 VAE_S, VAE_W = 0.6, 400.0
 POST_S, POST_W = 0.1, 100.0
 PAUSE_S = 0.1  # between generations, at idle power
+MARGIN_S = 0.5  # the meter runs before the first window and after the last one
 ONCE_S = TEXT_S + VAE_S + POST_S
 ONCE_J = TEXT_S * TEXT_W + VAE_S * VAE_W + POST_S * POST_W
 CPU_W, RAM_W = 60.0, 20.0
@@ -111,7 +112,12 @@ class Timeline:
         times = np.arange(0, self.now_s, SAMPLE_S)
         index = np.searchsorted(self.edges_s, times, side="right") - 1
         power = power_scale * np.asarray(self.power_W)[np.minimum(index, len(self.power_W) - 1)]
-        same = {"sm_clock_MHz": 1980, "temperature_C": 55, "throttle_reasons": reasons, "memory_used_MiB": 9e3}
+        same = {
+            "sm_clock_MHz": 1980,
+            "temperature_C": 55,
+            "throttle_reasons": reasons,
+            "memory_used_MiB": 9e3,
+        }
         return Samples(
             time_s=times.tolist(),
             power_instant_W=power.tolist(),
@@ -171,12 +177,14 @@ def make_record(
     samples against the counter; ``reasons`` is NVML's bit mask throughout.
     """
     line = Timeline()
+    line.pass_time(MARGIN_S, IDLE_W)
     line.idle("idle_before")
     line.generation("warmup", 1, step_s[0])
     for length_s in step_s:
         line.pass_time(PAUSE_S, IDLE_W)
         line.generation("generation", steps, length_s, unspanned_s)
     line.idle("idle_after")
+    line.pass_time(MARGIN_S, IDLE_W)
     first_s = line.windows["start_s"][2]
     last_s = line.windows["end_s"][1 + len(step_s)]
     duration_s = last_s - first_s
@@ -209,7 +217,8 @@ def make_record(
             ram_method="constant_per_module",
         ),
         "memory": Memory(
-            allocated_B={"denoiser": 8 * 2**30, "vae_decode": 16 * 2**30}, reserved_B={"vae_decode": 20 * 2**30}
+            allocated_B={"denoiser": 8 * 2**30, "vae_decode": 16 * 2**30},
+            reserved_B={"vae_decode": 20 * 2**30},
         ),
     }
     return Record(**(values | changes))

@@ -65,7 +65,10 @@ class TestRefusal:
             ({"reasons": 0x40}, "throttling"),
             ({"power_scale": 1.1}, "closure"),
             ({"unspanned_s": 0.5}, "unspanned"),
-            ({"environment": environment(foreign_processes=[Process(pid=7, used_MiB=1.0)])}, "foreign_process"),
+            (
+                {"environment": environment(foreign_processes=[Process(pid=7, used_MiB=1.0)])},
+                "foreign_process",
+            ),
             ({"gpu": "NVIDIA L4"}, "gpu_name"),
         ],
     )
@@ -157,6 +160,8 @@ class TestAfterwards:
 
 def test_importing_it_loads_nothing_heavy() -> None:
     code = "import sys, t2v_energy.measurement.sealing\nprint(*(m for m in sys.modules if '.' not in m))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     heavy = {"torch", "scipy", "numpy", "pandas", "diffusers", "codecarbon", "matplotlib"}
     assert not heavy & set(loaded.stdout.split())

@@ -138,7 +138,9 @@ class TestThrottling:
 
 class TestWhereItWasMade:
     def test_a_foreign_process_is_invalid_and_named(self) -> None:
-        shared = environment(foreign_processes=[Process(pid=42, used_MiB=512.0), Process(pid=43, used_MiB=None)])
+        shared = environment(
+            foreign_processes=[Process(pid=42, used_MiB=512.0), Process(pid=43, used_MiB=None)]
+        )
         found = finding(make_record(environment=shared), "foreign_process")
         assert found.level == "invalid"
         assert "pid 42 (512 MiB), pid 43" in found.detail

@@ -2,7 +2,7 @@
 # of a sealed experiment already stops the reading of the Snakefile.
 rule aggregate:
     input:
-        DAG.measurements,
+        STUDY.measurements,
     output:
         parquet="<aggregated>/measurements.parquet",
         csv="<aggregated>/configurations.csv",
@@ -11,9 +11,9 @@ rule aggregate:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=DAG.settings_json,
+        settings=STUDY.settings_json,
     message:
-        "Stage 3: aggregate the records of campaign {DAG.campaign}"
+        "Stage 3: aggregate the records of campaign {STUDY.campaign}"
     shell:
         "t2v-energy aggregate --settings {params.settings:q} --parquet {output.parquet} --csv {output.csv} 2> {log}"
 

@@ -10,18 +10,18 @@ rule measure_batch:
     log:
         "logs/measure/<campaign>/{experiment}/{batch}.log",
     wildcard_constraints:
-        experiment=DAG.unsealed_pattern,
+        experiment=STUDY.unsealed_pattern,
         batch="[0-9a-f]{10}",
     conda:
         "../../envs/measure.yaml"
-    threads: workflow.cores if DAG.on_gpu else 1
+    threads: workflow.cores if STUDY.on_gpu else 1
     resources:
-        gpu=1 if DAG.on_gpu else 0,
+        gpu=1 if STUDY.on_gpu else 0,
         measuring=1,
-        runtime=lambda wildcards: DAG.runtime_minutes(wildcards.experiment, wildcards.batch),
-        mem_mb=lambda wildcards: DAG.host_memory_MB(wildcards.experiment, wildcards.batch),
+        runtime=lambda wildcards: STUDY.runtime_minutes(wildcards.experiment, wildcards.batch),
+        mem_mb=lambda wildcards: STUDY.host_memory_MB(wildcards.experiment, wildcards.batch),
     params:
-        settings=DAG.settings_json,
+        settings=STUDY.settings_json,
     message:
         "Stage 2: measure batch {wildcards.batch} of {wildcards.experiment}"
     shell:
@@ -31,5 +31,5 @@ rule measure_batch:
 
 rule measure:
     input:
-        DAG.batch_indices,
+        STUDY.batch_indices,
     localrule: True

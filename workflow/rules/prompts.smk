@@ -2,7 +2,7 @@
 rule prompts:
     input:
         "config/prompts.yaml",
-        DAG.settings.prompts.file or [],
+        STUDY.settings.prompts.file or [],
     output:
         "results/prompts/<campaign>.jsonl",
     log:
@@ -11,8 +11,8 @@ rule prompts:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=DAG.settings_json,
+        settings=STUDY.settings_json,
     message:
-        "Stage 1: write the prompts of campaign {DAG.campaign}"
+        "Stage 1: write the prompts of campaign {STUDY.campaign}"
     shell:
         "t2v-energy prompts --settings {params.settings:q} --out {output} 2> {log}"

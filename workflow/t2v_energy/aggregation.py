@@ -57,7 +57,7 @@ def aggregate(folders: Mapping[str, Path], parquet: Path, csv: Path, root: Path)
             another schema version; an experiment has no record; a record has no energy where it should.
     """
     measurements = [_measurement(record) for record in read_records(folders)]
-    spans = pd.concat([m.spans for m in measurements], ignore_index=True)
+    spans = _all_spans(measurements)
     rows = pd.DataFrame([_row(group, root) for group in _merged_passes(measurements)])
     parquet.parent.mkdir(parents=True, exist_ok=True)
     temporary = parquet.with_name(f".{parquet.name}.{os.getpid()}.tmp")
@@ -102,7 +102,7 @@ class _Measurement:
     Attributes:
         record: the record.
         generations: its measured generations; none for a record that is not ``ok``.
-        spans: its rows of ``measurements.parquet``.
+        spans: its rows of ``measurements.parquet``, without the columns that say whose they are.
         videos: one row a generation: every quantity of a whole video composed from it.
         idle_J: energy of the idle windows (J); NaN without a counter.
         idle_s: their length (s).
@@ -122,7 +122,9 @@ def _measurement(record: Record) -> _Measurement:
     try:
         found = generations(record.windows, record.spans) if record.status == "ok" else []
         if record.status == "ok" and not found:
-            raise UserError("the record is ok but holds no generation", remedy="move it away and measure again")
+            raise UserError(
+                "the record is ok but holds no generation", remedy="move it away and measure again"
+            )
         return _attributed(record, found)
     except UserError as error:
         where = f"{record.experiment}/{record.file_name}"
@@ -134,7 +136,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     windows = _edges(record)
     loops = np.array([(g.loop_start_s, g.loop_end_s) for g in found]).reshape(-1, 2)
     whole = windows[[g.index for g in found]]
-    idle = windows[[kind in IDLE for kind in record.windows.kind]]
+    idle = _covered(windows[[kind in IDLE for kind in record.windows.kind]], record)
     stretch = np.array([(found[0].start_s, found[-1].end_s)] if found else []).reshape(-1, 2)
     of_spans = rows[["start_s", "end_s"]].to_numpy(dtype=np.float64)
     energy, ci90 = _energies(record, [of_spans, whole, loops, idle, stretch])
@@ -159,6 +161,14 @@ def _edges(record: Record) -> Array:
     return np.array([record.windows.start_s, record.windows.end_s], dtype=np.float64).T.reshape(-1, 2)
 
 
+def _covered(windows: Array, record: Record) -> Array:
+    """The part of idle windows that the ticks cover: power needs no more than that."""
+    if not record.ticks:
+        return windows
+    covered = windows.clip(record.ticks.time_s[0], record.ticks.not_before_s[-1])
+    return covered[covered[:, 1] > covered[:, 0]]
+
+
 def _energies(record: Record, groups: list[Array]) -> tuple[list[Array], list[Array]]:
     """Counter energy (J) and half-width of its 90 % interval (J) of each group's windows, in one call."""
     edges = np.concatenate(groups)
@@ -172,18 +182,20 @@ def _energies(record: Record, groups: list[Array]) -> tuple[list[Array], list[Ar
 
 def _kernel(record: Record) -> str:
     """What ran in the denoiser; of a record in which nothing ran to its end, what was asked for."""
-    return "+".join(record.attention_kernels.get("denoiser", [])) or record.configuration.attention_kernel or ""
+    return (
+        "+".join(record.attention_kernels.get("denoiser", [])) or record.configuration.attention_kernel or ""
+    )
 
 
 def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
-    """The spans of measured generations, without their energies; ``generation`` counts from 0."""
-    spans, configuration = record.spans, record.configuration
+    """Times of the measured generations' spans; ``generation`` counts from 0."""
+    spans = record.spans
     number = {g.index: count for count, g in enumerate(found)}
     window = np.asarray(spans.window, dtype=np.int64)
     kept = np.isin(window, list(number))
     start_s = np.asarray(spans.start_s, dtype=np.float64)[kept]
     end_s = np.asarray(spans.end_s, dtype=np.float64)[kept]
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             "window": window[kept],
             "generation": np.array([number[w] for w in window[kept].tolist()], dtype=np.int64),
@@ -195,7 +207,12 @@ def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
             "duration_s": end_s - start_s,
         }
     )
-    constants = {
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    """What every span of a record shares: the first columns of ``measurements.parquet``."""
+    configuration = record.configuration
+    return {
         "campaign": record.campaign,
         "experiment": record.experiment,
         "configuration_id": record.configuration_id,
@@ -209,9 +226,16 @@ def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
         "attention_kernel": _kernel(record),
         "intervention": "+".join(configuration.interventions),
     }
-    for place, (name, value) in enumerate(constants.items()):
-        rows.insert(place, name, value)
-    return rows
+
+
+def _all_spans(measurements: list[_Measurement]) -> pd.DataFrame:
+    """The whole of ``measurements.parquet``."""
+    identities = pd.DataFrame([_identity(m.record) for m in measurements])
+    lengths = [len(m.spans) for m in measurements]
+    repeated = identities.take(np.repeat(np.arange(len(lengths)), lengths)).reset_index(drop=True)
+    return pd.concat(
+        [repeated, pd.concat([m.spans for m in measurements], ignore_index=True)], axis="columns"
+    )
 
 
 def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
@@ -294,20 +318,10 @@ def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measu
 
 def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     record = passes[0].record
-    configuration = record.configuration
     videos = pd.concat([m.videos for m in passes], ignore_index=True)
-    row: dict[str, Any] = {
-        "experiment": record.experiment,
-        "model": configuration.model,
-        "height": configuration.height,
-        "width": configuration.width,
-        "num_frames": configuration.num_frames,
-        "num_inference_steps": configuration.num_inference_steps,
-        "protocol": record.protocol,
-        "attention_kernel": _kernel(record),
-        "intervention": "+".join(configuration.interventions),
-        "status": record.status,
-    }
+    named = ("campaign", "configuration_id", "pass_index")
+    row = {name: value for name, value in _identity(record).items() if name not in named}
+    row["status"] = record.status
     row |= _quantities(videos) | _kinds(passes) | _shares(videos) | _steps(passes, videos)
     row["mfu"] = _mfu(record, row["latency_s"], root)
     return row | _memory(passes) | _codecarbon(passes) | _provenance(passes)
@@ -347,7 +361,9 @@ def _shares(videos: pd.DataFrame) -> dict[str, float]:
         for column in videos.columns:
             if column.endswith(f"_{ending}") and column != "step_energy_J":
                 part = videos[column].sum(skipna=False) / unit
-                row[f"{column.removesuffix(f'_{ending}')}_{name}_share"] = part / videos[total].sum(skipna=False)
+                row[f"{column.removesuffix(f'_{ending}')}_{name}_share"] = part / videos[total].sum(
+                    skipna=False
+                )
     return row
 
 

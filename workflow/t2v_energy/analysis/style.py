@@ -53,7 +53,7 @@ _SETTINGS: Mapping[str, object] = {
     "axes.grid": True,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.4,
-    "axes.axisbelow": False,
+    "axes.axisbelow": True,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "xtick.major.size": 3,

@@ -34,16 +34,18 @@ def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None)
         UserError: a record is missing, unplanned or invalid (each by name, with the rule that it breaks),
             or a seal is there already that disagrees.
     """
-    present = record_paths(folder)
+    present, planned = record_paths(folder), set(expected)
     _refuse(
         folder,
         "cannot be sealed",
         "measure what is missing, and move away what the plan does not hold",
-        missing=set(expected) - {path.name for path in present},
-        extra={path.name for path in present} - set(expected),
+        missing=planned - {path.name for path in present},
+        extra={path.name for path in present} - planned,
     )
     if not present:
-        raise UserError("there are no records to seal", where=str(folder), remedy="measure the experiment first")
+        raise UserError(
+            "there are no records to seal", where=str(folder), remedy="measure the experiment first"
+        )
     if is_sealed(folder):
         verify(folder)
         return folder / SEAL
@@ -60,7 +62,9 @@ def sealed_records(folder: Path) -> list[Path]:
         UserError: there is no readable seal, or records are missing or extra (all named).
     """
     sums, present = _read_seal(folder), {path.name for path in record_paths(folder)}
-    _refuse(folder, "is not as it was sealed", RESTORE, missing=set(sums) - present, extra=present - set(sums))
+    _refuse(
+        folder, "is not as it was sealed", RESTORE, missing=set(sums) - present, extra=present - set(sums)
+    )
     return [folder / name for name in sorted(sums)]
 
 
@@ -89,7 +93,9 @@ def _read_seal(folder: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(
-            "the experiment is not sealed", where=str(folder), remedy="run t2v-energy seal, once it is measured"
+            "the experiment is not sealed",
+            where=str(folder),
+            remedy="run t2v-energy seal, once it is measured",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the seal cannot be read: {error}", where=str(path), remedy=RESTORE) from None

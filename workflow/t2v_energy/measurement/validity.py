@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import Generation, generations, step_sem_percent, unspanned_percent
@@ -110,7 +111,9 @@ def _gpu(record: Record, expected: str | None) -> Finding:
     name = gpu.name if gpu else "no GPU"
     if expected is None:
         return Finding("gpu_name", "ok", f"{name}; the campaign names none")
-    return Finding("gpu_name", "ok" if name == expected else "invalid", f"{name}; the campaign is on {expected}")
+    return Finding(
+        "gpu_name", "ok" if name == expected else "invalid", f"{name}; the campaign is on {expected}"
+    )
 
 
 def _foreign_processes(record: Record) -> Finding:
@@ -137,14 +140,16 @@ def _closure(record: Record, found: list[Generation]) -> Finding:
     if record.environment.gpu is None:
         return Finding(rule, "ok", "not checked: no GPU, hence no counter")
     if not record.ticks:
-        return Finding(rule, "flag", "not checked: the energy counter was not read, there is no measured energy")
-    if not record.samples or not _has_power(record.samples):
-        return Finding(rule, "flag", "not checked: instantaneous power was not read")
-    if end_s - start_s < MIN_CLOSURE_S:
-        return Finding(rule, "ok", f"not checked: {end_s - start_s:.2f} s, from {MIN_CLOSURE_S:g} s on")
+        return Finding(
+            rule, "flag", "not checked: the energy counter was not read, there is no measured energy"
+        )
     try:
-        counter_J = energy_J(record.ticks, start_s, end_s)[0]
-        integral_J = power_integral_J(record.samples, start_s, end_s)
+        counter_J = energy_J(record.ticks, start_s, end_s).value_J
+        if not record.samples or not _has_power(record.samples):
+            return Finding(rule, "flag", "not checked: instantaneous power was not read")
+        if end_s - start_s < MIN_CLOSURE_S:
+            return Finding(rule, "ok", f"not checked: {end_s - start_s:.2f} s, from {MIN_CLOSURE_S:g} s on")
+        integral_J = power_integral_J(record.samples, start_s, end_s, power="instant")
     except UserError as error:
         return Finding(rule, "invalid", error.what)
     percent = 100 * abs(counter_J / integral_J - 1) if integral_J > 0 else np.nan
@@ -165,26 +170,32 @@ def _step_sem(record: Record, found: list[Generation]) -> Finding:
 
 
 def _throttling(record: Record, found: list[Generation]) -> Finding:
-    rule, samples = "throttling", record.samples
-    seen = list(_reasons_during(samples, found)) if samples else []
-    if not seen:
-        known = "no GPU" if record.environment.gpu is None else "clock reasons were not read"
-        return Finding(rule, "ok" if record.environment.gpu is None else "flag", f"not checked: {known}")
-    bits = int(np.bitwise_or.reduce(seen))
-    names = ", ".join(_named_bits(bits & ~ALLOWED_REASONS))
-    count = sum(1 for reasons in seen if reasons & ~ALLOWED_REASONS)
+    rule, on_cpu = "throttling", record.environment.gpu is None
+    seen = _reasons_during(record.samples, found) if record.samples else np.empty(0, dtype=np.int64)
+    if not seen.size:
+        why = "no GPU" if on_cpu else "no clock reasons were read during the generations"
+        return Finding(rule, "ok" if on_cpu else "flag", f"not checked: {why}")
+    refused = seen & ~ALLOWED_REASONS
+    names = ", ".join(_named_bits(int(np.bitwise_or.reduce(refused))))
+    count = np.count_nonzero(refused)
     return Finding(
         rule,
         "invalid" if count else "ok",
-        f"{count} of {len(seen)} samples, limit 0" + (f": {names}" if names else ""),
+        f"{count} of {seen.size} samples with a refused clock reason, limit 0"
+        + (f": {names}" if names else ""),
     )
 
 
-def _reasons_during(samples: Samples, found: list[Generation]) -> Iterator[int]:
-    """The bit masks read during a generation."""
-    for time_s, reasons in zip(samples.time_s, samples.throttle_reasons, strict=True):
-        if reasons is not None and any(g.start_s <= time_s <= g.end_s for g in found):
-            yield reasons
+def _reasons_during(samples: Samples, found: list[Generation]) -> NDArray[np.int64]:
+    """The bit masks that were read during a generation."""
+    pairs = zip(samples.time_s, samples.throttle_reasons, strict=True)
+    read = [(time_s, reasons) for time_s, reasons in pairs if reasons is not None]
+    time_s = np.array([t for t, _ in read], dtype=np.float64)
+    reasons = np.array([r for _, r in read], dtype=np.int64)
+    during = np.zeros(len(read), dtype=bool)
+    for g in found:
+        during |= (time_s >= g.start_s) & (time_s <= g.end_s)
+    return reasons[during]
 
 
 def _named_bits(bits: int) -> Iterator[str]:

@@ -43,10 +43,11 @@ Indices = NDArray[np.intp]
 # Half-width of a 90 % interval in standard deviations of a normal distribution.
 Z90 = 1.645
 UNIFORM_SD = 12**-0.5
+MEDIAN_TO_SD = 1.4826  # of absolute normal deviations
 # Widens the spread of tick times: polls and ticks of fixed periods are not quite independent.
 TIMING_CAUTION = 1.2
-# Power is never steadier than this share from one tick interval to the next.
-STEADY_SHARE = 0.003
+# Ripple, as a share of power, is taken for no less than the first, and for the second where nothing shows it.
+LEAST_RIPPLE, UNKNOWN_RIPPLE = 0.003, 0.02
 # Edges nearer than this share of a tick interval are one border: no power can be read off between them.
 SAME_BORDER_SHARE = 0.05
 # The estimate at one edge uses those at its neighbours; their influence falls by half or more with each pass.
@@ -66,7 +67,9 @@ class _Counter:
 
     def __init__(self, ticks: Ticks) -> None:
         if len(ticks) < 2:
-            raise MeterError(f"{len(ticks)} ticks of the energy counter do not cover any window", remedy=REMEDY)
+            raise MeterError(
+                f"{len(ticks)} ticks of the energy counter do not cover any window", remedy=REMEDY
+            )
         self.late_s = np.asarray(ticks.time_s, dtype=float)
         early_s = np.asarray(ticks.not_before_s, dtype=float)
         self.time_s = (self.late_s + early_s) / 2
@@ -86,6 +89,21 @@ class _Counter:
     def interval_of(self, edges_s: Floats) -> Indices:
         """k for each edge, such that it lies in [t_k, t_k+1]."""
         return np.clip(np.searchsorted(self.time_s, edges_s, side="right") - 1, 0, self.intervals - 1)
+
+    def ripple(self, edges_s: Floats) -> float:
+        """How much the mean power of an interval varies where no edge is near, as a share of power.
+
+        From the differences of neighbouring intervals; their median, so that steps which nobody told us of
+        count little.
+        """
+        free = np.ones(self.intervals, dtype=bool)
+        free[self.interval_of(edges_s)] = False
+        pairs = free[1:] & free[:-1] & (self.power_W[1:] + self.power_W[:-1] > 0)
+        if np.count_nonzero(pairs) < 5:
+            return UNKNOWN_RIPPLE
+        later_W, earlier_W = self.power_W[1:][pairs], self.power_W[:-1][pairs]
+        change = np.abs(later_W - earlier_W) / (later_W + earlier_W) * 2
+        return max(float(np.median(change)) * MEDIAN_TO_SD / 2**0.5, LEAST_RIPPLE)
 
     def power_at(self, interval: Indices) -> Floats:
         """Mean power of these intervals; that of the outermost ones beyond them."""
@@ -127,7 +145,10 @@ def energies_J(
     is not a number.
     """
     counter = _Counter(ticks)
-    start, end = np.atleast_1d(np.asarray(start_s, dtype=float)), np.atleast_1d(np.asarray(end_s, dtype=float))
+    start, end = (
+        np.atleast_1d(np.asarray(start_s, dtype=float)),
+        np.atleast_1d(np.asarray(end_s, dtype=float)),
+    )
     _check_windows(counter.time_s[0], counter.time_s[-1], start, end, "ticks")
     edges, where = np.unique(np.concatenate([start, end]), return_inverse=True)
     if method == "nearest_tick":
@@ -200,9 +221,7 @@ def _linear(counter: _Counter, edges: Floats) -> tuple[Floats, Floats]:
     x = (edges - counter.time_s[k]) / dt
     nearby = np.stack([counter.power_at(k + offset) for offset in (-1, 0, 1)])
     step_J = x * (1 - x) * dt * np.ptp(nearby, axis=0)
-    timing_J = nearby.max(axis=0) * np.hypot(
-        (1 - x) * counter.time_sd_s[k], x * counter.time_sd_s[k + 1]
-    )
+    timing_J = nearby.max(axis=0) * np.hypot((1 - x) * counter.time_sd_s[k], x * counter.time_sd_s[k + 1])
     return counter.energy_J[k] + x * counter.dE_J[k], np.hypot(step_J, timing_J)
 
 
@@ -213,7 +232,7 @@ class _Side:
     there to the next tick, or to the next border if that comes first.
     """
 
-    def __init__(self, counter: _Counter, edges: Floats, side: Literal[-1, 1]) -> None:
+    def __init__(self, counter: _Counter, edges: Floats, ripple: float, side: Literal[-1, 1]) -> None:
         k = counter.interval_of(edges)
         tick = k if side < 0 else k + 1
         last = counter.intervals
@@ -224,32 +243,33 @@ class _Side:
         tick_away_s = side * (counter.time_s[next_tick] - tick_s)
         second_away_s = side * (counter.time_s[second_tick] - tick_s)
 
-        self.side, self.neighbour = side, neighbour
+        self.side, self.neighbour, self.ripple = side, neighbour, ripple
         self.cut = border_away_s < tick_away_s
         # Another border in the edge's own interval, or the end of the ticks: nothing to be read off here.
         self.blind = (border_away_s <= 0) | (tick_away_s <= 0)
         self.length_s = np.where(self.blind, 1.0, np.where(self.cut, border_away_s, tick_away_s))
-        self.distance_s = np.abs(edges - tick_s)
+        self.dt_s, self.distance_s = counter.dt_s[k], np.abs(edges - tick_s)
         self.reach = self.distance_s / self.length_s  # how far the power is carried over, in stretches
         self.interval_W = counter.power_W[k]
         self.tick_J, self.next_J = counter.energy_J[tick], counter.energy_J[next_tick]
         self.tick_sd_s, self.next_sd_s = counter.time_sd_s[tick], counter.time_sd_s[next_tick]
-        # How steady power is shows where two whole intervals lie before the next border.
+        # How steady power is here shows where two whole intervals lie before the next border.
         whole = border_away_s >= second_away_s
         change_W = np.abs(counter.power_at(k + side) - counter.power_at(k + 2 * side))
-        self.change_W = np.where(whole, change_W, 0.0)
+        self.change_W = np.where(whole, change_W * 2**-0.5, 0.0)
 
     def estimate(self, read_J: Floats, sd_J: Floats) -> tuple[Floats, Floats]:
         """L or R of the module's formulas and its standard deviation, given C and its own at every edge."""
         far_J = np.where(self.cut, read_J[self.neighbour], self.next_J)
         power_W = np.where(self.blind, self.interval_W, self.side * (far_J - self.tick_J) / self.length_s)
         far_sd_J = np.where(self.cut, sd_J[self.neighbour], power_W * self.next_sd_s)
-        steady_sd_W = np.hypot(self.change_W, STEADY_SHARE * power_W)
-        # A late tick moves the line and tilts it the same way, hence 1 + reach.
+        unsteady_W = np.maximum(self.change_W, self.ripple * power_W)
+        # A late tick moves the line and tilts it the same way, hence 1 + reach. Ripple is quicker than ticks
+        # are, so its energy grows as the square root of time: once for this part and once for the stretch.
         seen_J2 = (
             (power_W * self.tick_sd_s * (1 + self.reach)) ** 2
             + (far_sd_J * self.reach) ** 2
-            + (steady_sd_W * self.distance_s) ** 2
+            + unsteady_W**2 * self.dt_s * self.distance_s * (1 + self.reach)
         )
         blind_J2 = (self.interval_W * self.distance_s) ** 2
         # A microjoule keeps the weights finite for an edge on a tick and for zero power.
@@ -271,7 +291,8 @@ def _change_point(counter: _Counter, edges: Floats, borders: Floats) -> tuple[Fl
     known = np.union1d(edges, within) if len(within) else edges
     k = counter.interval_of(known)
     low_J, high_J = counter.energy_J[k], counter.energy_J[k + 1]
-    left, right = _Side(counter, known, -1), _Side(counter, known, +1)
+    ripple = counter.ripple(known)
+    left, right = _Side(counter, known, ripple, -1), _Side(counter, known, ripple, +1)
     read_J, sd_J = _linear(counter, known)
     for _ in range(PASSES):
         mean_J, mean_sd_J = _weighted_mean(left.estimate(read_J, sd_J), right.estimate(read_J, sd_J))
@@ -283,10 +304,14 @@ def _change_point(counter: _Counter, edges: Floats, borders: Floats) -> tuple[Fl
 
 
 def _weighted_mean(left: tuple[Floats, Floats], right: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Mean by inverse variance and its standard deviation, times Birge's ratio where the two disagree."""
+    """Mean by inverse variance and its standard deviation, larger where the two disagree.
+
+    By Birge's ratio; beyond two standard deviations one of them is wrong, and it is not known which.
+    """
     (left_J, left_sd_J), (right_J, right_sd_J) = left, right
     left_J2, right_J2 = left_sd_J**2, right_sd_J**2
     total_J2 = left_J2 + right_J2
-    disagreement = (left_J - right_J) ** 2 / total_J2
-    variance_J2 = left_J2 * right_J2 / total_J2 * np.maximum(disagreement, 1)
+    gap_J2 = (left_J - right_J) ** 2
+    variance_J2 = left_J2 * right_J2 / total_J2 * np.maximum(gap_J2 / total_J2, 1)
+    variance_J2 = np.where(gap_J2 > 4 * total_J2, np.maximum(variance_J2, gap_J2 / 4), variance_J2)
     return (right_J2 * left_J + left_J2 * right_J) / total_J2, np.sqrt(variance_J2)

@@ -141,6 +141,20 @@ def denoising(
     return steps("denoising", borders, powers), windows
 
 
+def rippled(trace: PowerTrace, share: float, seed: int, period_s: float = 0.03) -> PowerTrace:
+    """``trace``, of constant steps, with its power varying by ``share`` (normal, seeded) every ``period_s``.
+
+    Each step is divided into whole periods, so its borders stay.
+    """
+    rng = random.Random(seed)
+    borders, powers = [trace.borders_s[0]], []
+    for start, end, power in zip(trace.borders_s, trace.borders_s[1:], trace.start_W, strict=False):
+        parts = max(1, round((end - start) / period_s))
+        borders += [start + (end - start) * (i + 1) / parts for i in range(parts)]
+        powers += [power * (1 + share * rng.gauss(0, 1)) for _ in range(parts)]
+    return steps(f"rippled {trace.name}", borders, powers)
+
+
 # -- the device --------------------------------------------------------------------------------------------
 
 
@@ -374,9 +388,7 @@ class FakeNvml:
         for address, value in zip((major, minor), state.gpu.capability, strict=True):
             ctypes.c_int.from_address(address).value = value
 
-    def _compute_processes(
-        self, state: _State, _time_s: float, count: int, infos: int | None
-    ) -> int | None:
+    def _compute_processes(self, state: _State, _time_s: float, count: int, infos: int | None) -> int | None:
         room, processes = ctypes.c_uint.from_address(count), state.gpu.processes
         if infos is None and processes:
             room.value = len(processes)
@@ -399,9 +411,7 @@ def _write_text(text: str, buffer: int, size: int) -> int:
 
 
 @contextmanager
-def installed(
-    gpus: Sequence[FakeGpu], clock: Callable[[], float] = time.monotonic
-) -> Iterator[FakeNvml]:
+def installed(gpus: Sequence[FakeGpu], clock: Callable[[], float] = time.monotonic) -> Iterator[FakeNvml]:
     """The fake in place of NVML inside the ``with`` block, in this process."""
     fake = FakeNvml(gpus, clock)
     fake.install()

@@ -82,7 +82,10 @@ def _meter_error(nvml: Any, error: Any, where: str, doing: str) -> MeterError:
     }
     what, remedy = known.get(
         error.value,
-        (f"{doing} failed: {error} (NVML error {error.value})", "see whether `nvidia-smi -q` shows the value"),
+        (
+            f"{doing} failed: {error} (NVML error {error.value})",
+            "see whether `nvidia-smi -q` shows the value",
+        ),
     )
     return MeterError(what, where=where, remedy=remedy)
 

@@ -139,7 +139,9 @@ class _Failure:
     def of(cls, error: BaseException) -> _Failure:
         if isinstance(error, MeterError):
             return cls(error.what, error.where, error.remedy)
-        return cls(f"the meter failed: {type(error).__name__}: {error}", remedy="report this message as a bug")
+        return cls(
+            f"the meter failed: {type(error).__name__}: {error}", remedy="report this message as a bug"
+        )
 
 
 @dataclass

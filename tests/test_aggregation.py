@@ -1,0 +1,339 @@
+"""Raw records become tables: every number follows from the known power trace of tests/records.py."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from records import (
+    CPU_W,
+    LOOP_W,
+    ONCE_J,
+    ONCE_S,
+    RAM_W,
+    TEXT_S,
+    TEXT_W,
+    VAE_S,
+    VAE_W,
+    configuration,
+    make_record,
+    out_of_memory,
+    write,
+)
+
+from t2v_energy.aggregation import aggregate
+from t2v_energy.config import load_model
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import Record, to_json
+from t2v_energy.work import true_work
+
+ROOT = Path(__file__).parents[1]
+STEPS = 50
+LATENCY_S = ONCE_S + STEPS * 0.5
+ENERGY_J = ONCE_J + STEPS * 0.5 * LOOP_W
+
+
+def tables(folder: Path, *records: Record) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Spans and configurations aggregated from ``records`` of experiment ``resolution``."""
+    for record in records:
+        write(record, folder / "raw")
+    parquet, csv = folder / "built" / "measurements.parquet", folder / "built" / "configurations.csv"
+    aggregate({"resolution": folder / "raw"}, parquet, csv, ROOT)
+    return pd.read_parquet(parquet), pd.read_csv(csv, keep_default_na=True)
+
+
+def one_row(folder: Path, *records: Record) -> Any:
+    """The single row of configurations.csv."""
+    _, rows = tables(folder, *records)
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+class TestSpans:
+    def test_one_row_a_span_of_measured_generations(self, tmp_path: Path) -> None:
+        record = make_record(steps=4, step_s=(0.5, 0.5))
+        spans, _ = tables(tmp_path, record)
+        assert len(spans) == 2 * (2 + 4 * 3 + 2)
+        assert (
+            list(spans.columns)
+            == (
+                "campaign experiment configuration_id model height width num_frames num_inference_steps protocol "
+                "pass_index attention_kernel intervention window generation stage step call start_s end_s duration_s "
+                "gpu_energy_J gpu_energy_J_ci90 gpu_energy_kind mean_power_W"
+            ).split()
+        )
+        assert set(spans["generation"]) == {0, 1}
+        assert set(spans["window"]) == {2, 3}
+        assert set(spans["gpu_energy_kind"]) == {"measured"}
+        assert set(spans["attention_kernel"]) == {"cudnn"}
+
+    def test_energies_are_the_traces(self, tmp_path: Path) -> None:
+        spans, _ = tables(tmp_path, make_record())
+        expected = {"text_encoder": 300.0, "denoiser": 500.0, "scheduler": 500.0, "vae_decode": 400.0}
+        for stage, power_W in expected.items():
+            of_stage = spans[spans["stage"] == stage]
+            np.testing.assert_allclose(of_stage["mean_power_W"], power_W, rtol=1e-3)
+            np.testing.assert_allclose(of_stage["gpu_energy_J"], power_W * of_stage["duration_s"], rtol=1e-3)
+        assert (spans["gpu_energy_J_ci90"] > 0).all()
+        assert (spans["gpu_energy_J_ci90"] < 0.1 * spans["gpu_energy_J"]).all()
+
+    def test_without_a_counter_there_is_time_and_no_energy(self, tmp_path: Path) -> None:
+        spans, _ = tables(tmp_path, make_record(gpu=None))
+        assert spans["gpu_energy_J"].isna().all()
+        assert set(spans["gpu_energy_kind"]) == {""}
+        assert (spans["duration_s"] > 0).all()
+
+
+class TestConfigurations:
+    def test_columns_stand_in_the_contracts_order(self, tmp_path: Path) -> None:
+        _, rows = tables(tmp_path, make_record())
+        expected = (
+            "experiment model height width num_frames num_inference_steps protocol attention_kernel intervention "
+            "status latency_s latency_s_std latency_s_ci95 latency_s_n"
+        ).split()
+        for energy in ("gpu_energy_Wh", "cpu_energy_Wh", "ram_energy_Wh"):
+            expected += [energy, *(f"{energy}_{ending}" for ending in ("std", "ci95", "n", "kind"))]
+        stages = ("denoiser", "postprocess", "scheduler", "text_encoder", "vae_decode")
+        expected += [f"{stage}_{share}_share" for share in ("time", "energy") for stage in stages]
+        assert list(rows.columns[: len(expected)]) == expected
+        assert {"mfu", "memory_allocated_GiB", "memory_reserved_GiB", "flags"} <= set(rows.columns)
+
+    def test_totals_are_composed_for_all_steps(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(steps=4))
+        assert row["latency_s"] == pytest.approx(LATENCY_S)
+        assert row["gpu_energy_Wh"] == pytest.approx(ENERGY_J / 3600, rel=1e-4)
+        assert row["latency_s_n"] == row["gpu_energy_Wh_n"] == 3
+        assert row["latency_s_std"] == pytest.approx(0, abs=1e-6)
+        assert row["step_time_s"] == pytest.approx(0.5)
+        assert row["step_energy_J"] == pytest.approx(0.5 * LOOP_W, rel=1e-4)
+        assert row["once_s"] == pytest.approx(ONCE_S)
+        assert row["mean_power_W"] == pytest.approx(ENERGY_J / LATENCY_S, rel=1e-4)
+        assert row["idle_power_W"] == pytest.approx(100, rel=1e-3)
+        assert row["unspanned_percent"] == pytest.approx(0, abs=1e-6)
+        assert row["gpu_energy_Wh_kind"] == "measured"
+
+    def test_a_whole_generation_is_its_windows_energy(self, tmp_path: Path) -> None:
+        whole = make_record(steps=8, config=configuration(num_inference_steps=8), protocol="full")
+        row = one_row(tmp_path, whole)
+        assert row["latency_s"] == pytest.approx(ONCE_S + 4.0)
+        assert row["gpu_energy_Wh"] == pytest.approx((ONCE_J + 4.0 * LOOP_W) / 3600, rel=1e-4)
+
+    def test_shares_are_of_the_whole_video(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(steps=4))
+        times = {"denoiser": 20.0, "scheduler": 5.0, "text_encoder": TEXT_S, "vae_decode": VAE_S}
+        powers = {"denoiser": LOOP_W, "scheduler": LOOP_W, "text_encoder": TEXT_W, "vae_decode": VAE_W}
+        for stage, time_s in times.items():
+            assert row[f"{stage}_time_share"] == pytest.approx(time_s / LATENCY_S)
+            energy_J = time_s * powers[stage]
+            assert row[f"{stage}_energy_share"] == pytest.approx(energy_J / ENERGY_J, rel=2e-3)
+        time_shares = [row[column] for column in row.index if column.endswith("_time_share")]
+        assert sum(time_shares) == pytest.approx(1)
+
+    def test_what_no_span_covers_is_in_no_share(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(steps=4, unspanned_s=0.5))
+        shares = sum(row[column] for column in row.index if column.endswith("_time_share"))
+        assert shares == pytest.approx(LATENCY_S / (LATENCY_S + 0.5))
+        assert row["unspanned_percent"] == pytest.approx(100 * 0.5 / 3.6)
+        assert row["flags"] == "invalid:unspanned"
+
+    def test_spread_is_over_generations(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(steps=4, step_s=(0.5, 1.0, 1.5)))
+        latencies = ONCE_S + STEPS * np.array([0.5, 1.0, 1.5])
+        half_width = 4.302653 * latencies.std(ddof=1) / 3**0.5
+        assert row["latency_s"] == pytest.approx(latencies.mean())
+        assert row["latency_s_std"] == pytest.approx(latencies.std(ddof=1))
+        assert row["latency_s_ci95"] == pytest.approx(half_width, rel=1e-6)
+        assert row["gpu_energy_Wh_std"] == pytest.approx(25 * LOOP_W / 3600, rel=1e-4)
+        assert row["gpu_energy_Wh_ci95"] == pytest.approx(half_width * LOOP_W / 3600, rel=1e-3)
+        assert row["flags"] == "flag:step_sem"
+
+    def test_the_interval_holds_the_instruments_error_where_nothing_scatters(self, tmp_path: Path) -> None:
+        few, many = (
+            one_row(
+                tmp_path / str(steps), make_record(steps=steps, config=configuration(num_inference_steps=16))
+            )
+            for steps in (2, 16)
+        )
+        # the error of the loop's edges counts S/steps times
+        assert few["gpu_energy_Wh_ci95"] > 2 * many["gpu_energy_Wh_ci95"] > 0
+        for row in (few, many):
+            truth = (ONCE_J + 8 * LOOP_W) / 3600
+            assert abs(row["gpu_energy_Wh"] - truth) <= row["gpu_energy_Wh_ci95"]
+
+    def test_modelled_energies_are_a_mean_power_over_the_video(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record())
+        # a record rounds CodeCarbon's watt-hours to five places
+        assert row["cpu_energy_Wh"] == pytest.approx(CPU_W * LATENCY_S / 3600, rel=2e-4)
+        assert row["ram_energy_Wh"] == pytest.approx(RAM_W * LATENCY_S / 3600, rel=2e-4)
+        assert (row["cpu_energy_Wh_kind"], row["ram_energy_Wh_kind"]) == ("modelled", "constant")
+
+    def test_rapl_is_measured_and_a_missing_method_is_no_number(self, tmp_path: Path) -> None:
+        reading = make_record().codecarbon
+        assert reading is not None
+        rapl = reading.model_copy(update={"cpu_method": "intel_rapl", "ram_method": "none"})
+        row = one_row(tmp_path, make_record(codecarbon=rapl))
+        assert row["cpu_energy_Wh_kind"] == "measured"
+        assert pd.isna(row["ram_energy_Wh"])
+        assert pd.isna(row["ram_energy_Wh_kind"])
+        assert row["ram_energy_Wh_n"] == 0
+
+    def test_codecarbon_and_the_counter_stand_side_by_side(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record())
+        assert row["counter_window_energy_Wh"] == pytest.approx(4130 / 3600, rel=1e-4)
+        assert row["codecarbon_gpu_energy_Wh"] == pytest.approx(4130 / 3600, abs=1e-5)
+        assert row["codecarbon_duration_s"] == pytest.approx(row["counter_window_s"])
+
+    def test_mfu_is_true_work_over_the_accelerators_peak(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record())
+        work = true_work(load_model(ROOT, "wan2.1-t2v-1.3b"), 480, 832, 81, 50)
+        assert row["mfu"] == pytest.approx(work.total_flop / LATENCY_S / 989.5e12, rel=1e-3)
+
+    def test_memory_is_the_highest_stage(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record())
+        assert (row["memory_allocated_GiB"], row["memory_reserved_GiB"]) == (16, 20)
+
+    def test_on_a_cpu_there_is_latency_and_no_gpu_energy(self, tmp_path: Path) -> None:
+        tiny = configuration(model="tiny-wan", height=64, width=64, num_frames=9)
+        row = one_row(tmp_path, make_record(gpu=None, config=tiny, campaign="smoke"))
+        assert row["latency_s"] == pytest.approx(LATENCY_S)
+        for column in ("gpu_energy_Wh", "mfu", "idle_power_W", "denoiser_energy_share", "mean_power_W"):
+            assert pd.isna(row[column]), column
+        assert pd.isna(row["gpu_energy_Wh_kind"])
+        assert row["gpu_energy_Wh_n"] == 0
+        assert row["cpu_energy_Wh"] > 0
+
+
+class TestMerging:
+    def test_passes_of_a_configuration_are_one_row(self, tmp_path: Path) -> None:
+        first = make_record(step_s=(0.5, 0.5))
+        second = make_record(step_s=(1.0, 1.0), pass_index=2, flags=["shared"])
+        spans, rows = tables(tmp_path, first, second)
+        latencies = ONCE_S + STEPS * np.array([0.5, 0.5, 1.0, 1.0])
+        (row,) = (rows.iloc[i] for i in range(len(rows)))
+        assert row["latency_s_n"] == 4
+        assert row["latency_s"] == pytest.approx(latencies.mean())
+        assert row["latency_s_std"] == pytest.approx(latencies.std(ddof=1))
+        assert row["passes"] == 2
+        assert "shared" in row["flags"].split(";")
+        assert set(spans["pass_index"]) == {1, 2}
+
+    def test_kernels_protocols_and_sizes_are_rows_of_their_own(self, tmp_path: Path) -> None:
+        _, rows = tables(
+            tmp_path,
+            make_record(),
+            make_record(pass_index=2, attention_kernels={"denoiser": ["flash", "math"]}),
+            make_record(protocol="full"),
+            make_record(config=configuration(height=720, width=1280)),
+        )
+        assert len(rows) == 4
+        assert set(rows["attention_kernel"]) == {"cudnn", "flash+math"}
+
+    def test_mixed_kinds_say_so(self, tmp_path: Path) -> None:
+        reading = make_record().codecarbon
+        assert reading is not None
+        rapl = reading.model_copy(update={"cpu_method": "intel_rapl"})
+        row = one_row(tmp_path, make_record(), make_record(pass_index=2, codecarbon=rapl))
+        assert row["cpu_energy_Wh_kind"] == "measured+modelled"
+
+    def test_out_of_memory_is_a_row_without_numbers(self, tmp_path: Path) -> None:
+        big = configuration(height=1008, width=1792, attention_kernel="math")
+        spans, rows = tables(tmp_path, make_record(), out_of_memory(config=big))
+        lost = rows[rows["status"] == "out_of_memory"].iloc[0]
+        assert (lost["height"], lost["attention_kernel"]) == (1008, "math")
+        for column in ("latency_s", "gpu_energy_Wh", "cpu_energy_Wh", "mfu", "denoiser_time_share", "once_s"):
+            assert pd.isna(lost[column]), column
+        assert lost["latency_s_n"] == 0
+        assert set(spans["height"]) == {480}
+        assert rows[rows["status"] == "ok"].iloc[0]["latency_s"] == pytest.approx(LATENCY_S)
+
+    def test_nothing_but_out_of_memory(self, tmp_path: Path) -> None:
+        spans, rows = tables(tmp_path, out_of_memory())
+        assert len(spans) == 0
+        assert rows["status"].tolist() == ["out_of_memory"]
+
+    def test_a_rebuild_is_the_same_bytes(self, tmp_path: Path) -> None:
+        tables(tmp_path, make_record(), make_record(pass_index=2))
+        files = sorted((tmp_path / "built").iterdir())
+        before = [path.read_bytes() for path in files]
+        tables(tmp_path)
+        assert [path.read_bytes() for path in files] == before
+        assert sorted((tmp_path / "built").iterdir()) == files
+
+
+class TestRefusal:
+    def damaged(self, folder: Path, old: str, new: str) -> Path:
+        path = write(make_record(), folder / "raw")
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return path
+
+    @pytest.mark.parametrize(
+        ("old", "new", "why"),
+        [
+            ('"schema_version": 1', '"schema_version": 9', "schema version 9"),
+            ('"experiment": "resolution"', '"experiment": "frames"', "foreign record"),
+            ('"pass_index": 1', '"pass_index": 2', "foreign record"),
+            ('"status": "ok"', '"status": "splendid"', "malformed record: status"),
+            ('"windows"', "windows", "truncated or corrupt"),
+        ],
+    )
+    def test_a_bad_record_is_named_with_the_reason(
+        self, tmp_path: Path, old: str, new: str, why: str
+    ) -> None:
+        path = self.damaged(tmp_path, old, new)
+        with pytest.raises(UserError, match=why) as error:
+            tables(tmp_path)
+        assert path.name in str(error.value)
+        assert not (tmp_path / "built").exists()
+
+    def test_a_record_of_another_campaign(self, tmp_path: Path) -> None:
+        other = make_record(campaign="smoke", pass_index=2)
+        with pytest.raises(UserError, match="campaign 'smoke'"):
+            tables(tmp_path, make_record(), other)
+
+    def test_ok_without_a_generation_and_steps_that_disagree(self, tmp_path: Path) -> None:
+        record = make_record()
+        empty = record.windows.model_copy(update={"kind": ["warmup"] * len(record.windows.kind)})
+        with pytest.raises(UserError, match=rf"resolution/{record.file_name}: .*no generation"):
+            tables(tmp_path / "a", make_record(windows=empty))
+        wrong = record.windows.model_copy(update={"steps": [9] * len(record.windows.steps)})
+        with pytest.raises(UserError, match=rf"resolution/{record.file_name}: .*9 denoising steps"):
+            tables(tmp_path / "b", make_record(windows=wrong))
+
+    def test_ticks_that_do_not_reach_are_named(self, tmp_path: Path) -> None:
+        record = make_record()
+        assert record.ticks is not None
+        cut = make_record(ticks=record.ticks.between(0, 5, margin=0))
+        with pytest.raises(UserError, match=rf"resolution/{record.file_name}: .*not covered"):
+            tables(tmp_path, cut)
+
+    def test_no_records(self, tmp_path: Path) -> None:
+        (tmp_path / "raw").mkdir()
+        with pytest.raises(UserError, match="experiment 'resolution' has no records"):
+            tables(tmp_path)
+
+
+def test_a_hundred_thousand_spans_in_under_ten_seconds(tmp_path: Path) -> None:
+    """The issue's budget, on records shaped like whole generations of 50 steps with 10 ticks a second."""
+    record = make_record(steps=50, step_s=(0.5,) * 5, protocol="full")
+    measured = 5 * (2 + 50 * 3 + 2)
+    count = 100_000 // measured + 1
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for index in range(count):
+        config = configuration(height=160 + 16 * (index // 2))
+        changes = {"configuration": config, "configuration_id": config.id(), "pass_index": 1 + index % 2}
+        again = record.model_copy(update=changes)
+        (raw / again.file_name).write_text(to_json(again), encoding="utf-8")
+    before = time.perf_counter()
+    aggregate({"resolution": raw}, tmp_path / "m.parquet", tmp_path / "c.csv", ROOT)
+    elapsed_s = time.perf_counter() - before
+    spans = pd.read_parquet(tmp_path / "m.parquet", columns=["gpu_energy_J"])
+    assert len(spans) == count * measured >= 100_000
+    assert spans["gpu_energy_J"].notna().all()
+    assert elapsed_s < 10, f"{elapsed_s:.1f} s"
