@@ -1,7 +1,7 @@
 """How accurate each way of reading a counter is, where the truth is known: ``results/tables/meter.csv``.
 
-Everything runs in virtual time, through the real polling loop and the real pynvml, over a fake NVML with a known
-power trace (:mod:`t2v_energy.metering.fake_nvml`).
+Everything runs in virtual time, through the real polling loop and the real pynvml, over a fake NVML with a
+known power trace (:mod:`t2v_energy.metering.fake_nvml`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WINDOWS_S = (0.4, 1.0, 5.0, 30.0)
 TICKS_S = (0.02, 0.05, 0.1)
 POLL_S = 0.002
 SAMPLE_HZ = 20.0
-RUN_S = 60.0
+RUN_S = 50.0
 WINDOWS_EACH = 100
 BORDER_WINDOWS_EACH = 50  # each adds a border to the pattern, which must stay as it is meant
 RIPPLE_SHARE = 0.05
@@ -40,8 +40,9 @@ class Scene(NamedTuple):
 
 
 def scenes(seed: int) -> list[Scene]:
-    """Constant, ramp and step with windows anywhere; a denoising-like pattern, plain and rippled, with windows
-    from border to border, as the spans of a record have them."""
+    """Constant, ramp and step, with windows anywhere; a denoising-like pattern, plain and rippled, with
+    windows from border to border. Its borders are known, as the spans of a record are; its ripple is not.
+    """
     rng = np.random.default_rng(seed)
 
     def anywhere(trace: PowerTrace) -> Scene:
@@ -51,7 +52,7 @@ def scenes(seed: int) -> list[Scene]:
             windows[length] = np.stack([starts, starts + length], axis=1)
         return Scene(trace, windows, (), RUN_S)
 
-    pattern, found = fake_nvml.denoising(seed, 1.5 * RUN_S, WINDOWS_S, BORDER_WINDOWS_EACH)
+    pattern, found = fake_nvml.denoising(seed, 1.8 * RUN_S, WINDOWS_S, BORDER_WINDOWS_EACH)
     last_s = pattern.borders_s[-1]
     between = {
         length: np.array([w for w in pairs if w[0] >= MARGIN_S and w[1] <= last_s - MARGIN_S])
@@ -108,7 +109,7 @@ def _rows(
         values_J, ci90_J = energies_J(ticks, start, end, method, scene.borders_s)
         covered = float(np.mean(np.abs(values_J - truth_J) <= ci90_J))
         rows.append(_row(method, values_J, truth_J, covered, common))
-    integral_J = np.array([power_integral_J(samples, a, b) for a, b in windows])
+    integral_J = np.array([power_integral_J(samples.between(a, b), a, b) for a, b in windows])
     rows.append(_row("power_integral", integral_J, truth_J, None, common))
     return rows
 

@@ -18,10 +18,10 @@ window's edge. Let ``t_k`` be the tick times (the middle of the two polls betwee
         ``L = E_k + p- x dt``    and    ``R = E_k+1 - p+ (1 - x) dt``
 
     estimate the same ``C``, and their mean by inverse variance is taken. The variances come from the tick
-    times, from how steady power is on that side, and from the neighbouring edge's own uncertainty; where L and
-    R disagree by more than these allow (power stepped somewhere else, too), the variance grows to match. Equal
-    to ``linear`` in steady power. All edges given in one call are known borders, so attribute the
-    spans of a record together; ``borders_s`` adds borders that are edges of no window.
+    times, from how steady power is on that side, and from the neighbouring edge's own uncertainty; where
+    L and R disagree by more than these allow (power stepped somewhere else, too), the variance grows to
+    match. Equal to ``linear`` in steady power. All edges given in one call are known borders, so attribute
+    the spans of a record together; ``borders_s`` adds borders that are edges of no window.
 
 A 90 % interval is ``1.645`` standard deviations of the two edges together. Windows that share an edge share
 its error with opposite sign, so the parts of a whole add up to the whole, and their errors cancel.
@@ -44,8 +44,9 @@ Indices = NDArray[np.intp]
 Z90 = 1.645
 UNIFORM_SD = 12**-0.5
 MEDIAN_TO_SD = 1.4826  # of absolute normal deviations
-# Widens the spread of tick times: polls and ticks of fixed periods are not quite independent.
-TIMING_CAUTION = 1.2
+# Widens the spread of tick times (polls and ticks of fixed periods are not quite independent) and the ripple
+# (whose time scale nobody tells), so that intervals hold the truth at least as often as they say.
+CAUTION = 1.2
 # Ripple, as a share of power, is taken for no less than the first, and for the second where nothing shows it.
 LEAST_RIPPLE, UNKNOWN_RIPPLE = 0.003, 0.02
 # Edges nearer than this share of a tick interval are one border: no power can be read off between them.
@@ -73,7 +74,7 @@ class _Counter:
         self.late_s = np.asarray(ticks.time_s, dtype=float)
         early_s = np.asarray(ticks.not_before_s, dtype=float)
         self.time_s = (self.late_s + early_s) / 2
-        self.time_sd_s = (self.late_s - early_s) * UNIFORM_SD * TIMING_CAUTION
+        self.time_sd_s = (self.late_s - early_s) * UNIFORM_SD * CAUTION
         millijoules = np.asarray(ticks.energy_mJ, dtype=np.int64)
         # Counted from the first tick: a counter of years would cost digits.
         self.energy_J = (millijoules - millijoules[0]) / 1000
@@ -103,11 +104,12 @@ class _Counter:
             return UNKNOWN_RIPPLE
         later_W, earlier_W = self.power_W[1:][pairs], self.power_W[:-1][pairs]
         change = np.abs(later_W - earlier_W) / (later_W + earlier_W) * 2
-        return max(float(np.median(change)) * MEDIAN_TO_SD / 2**0.5, LEAST_RIPPLE)
+        return max(float(np.median(change)) * MEDIAN_TO_SD / 2**0.5 * CAUTION, LEAST_RIPPLE)
 
     def power_at(self, interval: Indices) -> Floats:
         """Mean power of these intervals; that of the outermost ones beyond them."""
-        return self.power_W[np.clip(interval, 0, self.intervals - 1)]
+        powers_W: Floats = self.power_W[np.clip(interval, 0, self.intervals - 1)]
+        return powers_W
 
 
 def _quantum_mJ(increments_mJ: NDArray[np.int64]) -> int:
@@ -137,8 +139,8 @@ def energies_J(
 ) -> tuple[Floats, Floats]:
     """Energies of n windows and the half-widths of their 90 % intervals, joules; arrays of shape (n,).
 
-    ``start_s`` and ``end_s``, shape (n,), are seconds on the clock of ``ticks``; windows may overlap, nest and
-    share edges. ``borders_s``, of any length, are further times at which power may step; those outside
+    ``start_s`` and ``end_s``, shape (n,), are seconds on the clock of ``ticks``; windows may overlap, nest
+    and share edges. ``borders_s``, of any length, are further times at which power may step; those outside
     the ticks are ignored.
 
     Raises :class:`MeterError` when a window is not covered by ticks on both sides, ends before it starts, or
@@ -146,8 +148,8 @@ def energies_J(
     """
     counter = _Counter(ticks)
     start, end = (
-        np.atleast_1d(np.asarray(start_s, dtype=float)),
-        np.atleast_1d(np.asarray(end_s, dtype=float)),
+        np.asarray(start_s, dtype=float),
+        np.asarray(end_s, dtype=float),
     )
     _check_windows(counter.time_s[0], counter.time_s[-1], start, end, "ticks")
     edges, where = np.unique(np.concatenate([start, end]), return_inverse=True)

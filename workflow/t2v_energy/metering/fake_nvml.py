@@ -199,6 +199,8 @@ class FakeGpu:
     def last_tick(self, time_s: float) -> int:
         """Index of the last tick at or before ``time_s`` of the trace."""
         index = math.floor((time_s - self.phase_s) / self.tick_s)
+        if not self.jitter_s:
+            return index
         if self._tick_at_s(index) > time_s:
             return index - 1
         return index + 1 if self._tick_at_s(index + 1) <= time_s else index
@@ -292,7 +294,7 @@ class FakeNvml:
         }
 
     def _device_function(self, function: Callable[..., int | None]) -> Callable[..., int]:
-        """A callback of the C signature (handle, …) that answers for the handle's device, unless it is lost."""
+        """A callback of the C signature (handle, …) for the handle's device; it answers until that is lost."""
         lost, success = self._nvml.NVML_ERROR_GPU_IS_LOST, self._nvml.NVML_SUCCESS
 
         def called(handle: int, *arguments: Any) -> int:

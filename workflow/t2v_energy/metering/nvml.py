@@ -7,6 +7,8 @@ by index has metered the neighbour's GPU before.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import time
 from collections.abc import Callable
@@ -23,9 +25,9 @@ T = TypeVar("T")
 
 
 class DeviceInfo(NamedTuple):
-    """A GPU that NVML lists; ``index`` is NVML's, not CUDA's."""
+    """A GPU that NVML lists; ``nvml_index`` is not CUDA's index."""
 
-    index: int
+    nvml_index: int
     uuid: str
     name: str
 
@@ -115,7 +117,7 @@ def _bare(uuid: str) -> str:
 
 
 def _pick(devices: list[DeviceInfo], uuid: str | None, index: int | None) -> DeviceInfo:
-    present = "; ".join(f"{d.index}: {d.uuid} ({d.name})" for d in devices) or "none"
+    present = "; ".join(f"{d.nvml_index}: {d.uuid} ({d.name})" for d in devices) or "none"
     if uuid is not None and uuid.upper().startswith("MIG-"):
         raise MeterError(
             "a MIG slice has no energy counter of its own",
@@ -126,7 +128,7 @@ def _pick(devices: list[DeviceInfo], uuid: str | None, index: int | None) -> Dev
         found = [d for d in devices if _bare(d.uuid) == _bare(uuid)]
         asked = f"UUID {uuid}"
     elif index is not None:
-        found = [d for d in devices if d.index == index]
+        found = [d for d in devices if d.nvml_index == index]
         asked = f"NVML index {index}"
     else:
         found = devices
@@ -146,7 +148,7 @@ class NvmlDevice:
 
     def __init__(self, nvml: Any, handle: Any, info: DeviceInfo) -> None:
         self._nvml, self._handle = nvml, handle
-        self.uuid, self.name, self.index = info.uuid, info.name, info.index
+        self.uuid, self.name, self.nvml_index = info.uuid, info.name, info.nvml_index
         self._open = True
         self._lacking = {
             nvml.NVML_ERROR_NOT_SUPPORTED,
@@ -167,7 +169,7 @@ class NvmlDevice:
         nvml = _initialised()
         try:
             info = _pick(_listed(nvml), uuid, index)
-            return cls(nvml, nvml.nvmlDeviceGetHandleByIndex(info.index), info)
+            return cls(nvml, nvml.nvmlDeviceGetHandleByIndex(info.nvml_index), info)
         except nvml.NVMLError as error:
             nvml.nvmlShutdown()
             raise _meter_error(nvml, error, uuid or "NVML", "opening the GPU") from error
@@ -185,10 +187,9 @@ class NvmlDevice:
         """Give NVML back; a second call does nothing."""
         if self._open:
             self._open = False
-            try:
+            # A lost GPU must not hide the error that told so.
+            with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
-            except self._nvml.NVMLError:
-                pass  # a lost GPU must not hide the error that told so
 
     # -- the counter ---------------------------------------------------------------------------------------
 
@@ -310,7 +311,7 @@ class NvmlDevice:
             self._nvml.nvmlDeviceGetComputeRunningProcesses,
             self._nvml.nvmlDeviceGetGraphicsRunningProcesses,
         ):
-            for process in self._optional(lambda read=read: read(self._handle), "listing processes") or []:
+            for process in self._optional(functools.partial(read, self._handle), "listing processes") or []:
                 used = process.usedGpuMemory
                 found[int(process.pid)] = None if used is None else float(used) / MIB
         return sorted(found.items())
@@ -336,7 +337,7 @@ class NvmlDevice:
             raise self._error(error, doing) from error
 
     def _first_supported(self, *reads: Callable[[], T]) -> Callable[[], T | None]:
-        """The first of ``reads`` that this GPU, its driver and this pynvml answer, else one that gives None."""
+        """The first of ``reads`` that GPU, driver and pynvml all answer, else one that gives None."""
         for read in reads:
             try:
                 if self._optional(read, "asking what the GPU offers") is not None:

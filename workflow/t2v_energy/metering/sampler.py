@@ -18,8 +18,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -302,10 +303,8 @@ class Sampler:
         pipe, self._pipe = self._pipe, None
         if process is None or pipe is None:
             return
-        try:
+        with suppress(OSError):  # it may be gone already
             pipe.send("stop")
-        except OSError:
-            pass  # it is gone already
         pipe.close()
         process.join(ANSWER_TIMEOUT_S)
         if process.is_alive():  # stuck in a driver call
@@ -390,10 +389,13 @@ class Sampler:
         """Wait until the counter has ticked ``count`` times in all since the start."""
         while (seen := self._shared[TICK_COUNT]) < count:
             self._wait_until(
-                lambda seen=seen: self._shared[TICK_COUNT] > seen,
+                partial(self._has_ticked_since, seen),
                 TICK_TIMEOUT_S,
                 "the GPU's energy counter stands still",
             )
+
+    def _has_ticked_since(self, seen: float) -> bool:
+        return bool(self._shared[TICK_COUNT] > seen)
 
     def _wait_until(self, done: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
         deadline_s = time.monotonic() + timeout_s

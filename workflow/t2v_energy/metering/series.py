@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
@@ -53,7 +54,7 @@ class Tick(NamedTuple):
 class Sample(NamedTuple):
     """One reading of the sensors; None is what the GPU or its driver does not offer.
 
-    ``power_instant_W`` is the sensor's latest value, ``power_average_W`` the driver's mean of the last second.
+    ``power_instant_W`` is the sensor's latest value, ``power_average_W`` the driver's mean of a second.
     """
 
     time_s: float
@@ -131,7 +132,7 @@ class Ticks(_Columns):
             if early > late:
                 raise ValueError(f"row {row}: not_before_s {early} is after time_s {late}")
         _check_increasing("not_before_s", self.not_before_s)
-        for row, (old, new) in enumerate(zip(self.energy_mJ, self.energy_mJ[1:], strict=False), start=1):
+        for row, (old, new) in enumerate(pairwise(self.energy_mJ), start=1):
             if new < old:
                 raise ValueError(
                     f"row {row}: the energy counter fell from {old} to {new} mJ at {self.time_s[row]} s: "
@@ -179,6 +180,6 @@ class Samples(_Columns):
 
 
 def _check_increasing(name: str, values: Sequence[float]) -> None:
-    for row, (earlier, later) in enumerate(zip(values, values[1:], strict=False), start=1):
+    for row, (earlier, later) in enumerate(pairwise(values), start=1):
         if not later > earlier:
             raise ValueError(f"row {row}: {name} does not increase ({earlier} s, then {later} s)")
