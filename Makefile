@@ -48,7 +48,7 @@ wheelhouse: .venv/base.stamp
 		echo "t2v-energy needs Python 3.11, 3.12 or 3.13, and there is none on the PATH." >&2; \
 		echo "Install one (on Debian or Ubuntu: apt-get install python3.12 python3.12-venv)," >&2; \
 		echo "or say where it is: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@$(PYTHON) -c '$(SUPPORTED)' || { \
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
 		echo "t2v-energy needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
 		echo "Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \

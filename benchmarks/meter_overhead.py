@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-
 from t2v_energy.config import Configuration, load_model
 from t2v_energy.measurement.protocols import Subject
 from t2v_energy.measurement.record import Windows
@@ -61,7 +60,9 @@ def main() -> int:
     for name, values in found.items():
         percent = (np.array(values) / off - 1) * 100
         half = stats.t.ppf(0.975, len(percent) - 1) * percent.std(ddof=1) / len(percent) ** 0.5
-        print(f"{name:<20} {np.mean(values):8.4f} s a step  {percent.mean():+6.2f} ± {half:.2f} % against off")
+        print(
+            f"{name:<20} {np.mean(values):8.4f} s a step  {percent.mean():+6.2f} ± {half:.2f} % against off"
+        )
     return 0
 
 

@@ -13,6 +13,7 @@ The analysis is done elsewhere, so what only it needs stays out, unless --whole 
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parent.parent
 ALWAYS_WITHOUT = re.compile(r"torch|triton|nvidia-(?!ml-py$).*|cuda-.*")
-ANALYSIS_ONLY = {"ipykernel", "matplotlib", "papermill", "pyarrow", "seaborn", "typst"}
+# PuLP is 16 MB of solvers; where it is missing Snakemake says so and schedules greedily, which will do.
+NOT_TO_MEASURE = {"ipykernel", "matplotlib", "papermill", "pulp", "pyarrow", "seaborn", "typst"}
 
 # pip matches the platform exactly, so each manylinux the host may run has to be named.
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)] + [
@@ -107,7 +109,7 @@ def fetch(names: list[str], pinned: dict[str, str], python: str, dest: Path) -> 
                     f"Build it on a machine like the host, with Python {python}."
                 )
         return [
-            wheel.replace(dest / wheel.name)
+            Path(shutil.move(wheel, dest / wheel.name))
             for wheel in sorted([*Path(folder).iterdir(), *Path(built).iterdir()])
         ]
 
@@ -167,8 +169,9 @@ def main() -> None:
     ]
     without = {canonicalize_name(name) for name in arguments.without}
     if not arguments.whole:
-        without |= ANALYSIS_ONLY
+        without |= NOT_TO_MEASURE
     gather(roots, pins(ROOT / "envs" / "lock.txt"), without, arguments.python, arguments.dest)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack a stale module left in it
     build(ROOT, arguments.dest)
     wheels = list(arguments.dest.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 1e6

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from t2v_energy.errors import UserError
 from t2v_energy.prompts import (
     Prompt,

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 from records import ONCE_S, make_record
-
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import (
     composed_latency_s,

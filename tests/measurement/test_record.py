@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from records import configuration, make_record, out_of_memory, write
-
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import (
     Spans,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from records import GPU, configuration, environment, make_record, out_of_memory, write
-
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Process
 from t2v_energy.measurement.sealing import SEAL, is_sealed, seal, sealed_records, verify

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from records import GPU, configuration, environment, make_record, out_of_memory, write
-
 from t2v_energy.config import ProtocolSettings, SampledProtocol
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Process, Record, Windows

@@ -4,6 +4,7 @@ rule resolution:
     input:
         notebook="workflow/notebooks/resolution.ipynb",
         configurations="<aggregated>/configurations.csv",
+        records=STUDY.measurements,
     output:
         figures=multiext("<figures>/fig2", ".pdf", ".png", ".svg"),
         tables=multiext("<tables>/table3", ".csv", ".tex"),

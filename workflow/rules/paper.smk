@@ -27,10 +27,12 @@ rule compile_paper:
         "logs/paper.log",
     conda:
         "../../envs/analysis.yaml"
+    params:
+        settings=STUDY.settings_json,
     message:
         "Compile the paper"
     shell:
-        "t2v-energy paper --source {input.source} --out {output} 2> {log}"
+        "t2v-energy paper --settings {params.settings:q} --source {input.source} --out {output} 2> {log}"
 
 
 rule paper:

@@ -8,7 +8,7 @@ are in joules, of whole videos in watt-hours; every interval is 95 % except wher
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import nan
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from t2v_energy.config import load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
@@ -42,6 +43,12 @@ CI95_PER_CI90 = 1.96 / 1.645  # the instrument's interval is taken as normal
 QUANTITIES = ("latency_s", "gpu_energy_Wh", "cpu_energy_Wh", "ram_energy_Wh")
 ENERGIES = QUANTITIES[1:]
 IDLE = ("idle_before", "idle_after")
+CODECARBON = (
+    "codecarbon_gpu_energy_Wh",
+    "codecarbon_duration_s",
+    "counter_window_energy_Wh",
+    "counter_window_s",
+)
 
 
 def aggregate(folders: Mapping[str, Path], parquet: Path, csv: Path, root: Path) -> None:
@@ -84,8 +91,8 @@ def read_records(folders: Mapping[str, Path]) -> Iterator[Record]:
             campaign = campaign or record.campaign
             if (record.campaign, record.experiment) != (campaign, experiment):
                 raise UserError(
-                    f"foreign record: it is of campaign {record.campaign!r}, experiment {record.experiment!r}, "
-                    f"and lies with {campaign!r}, {experiment!r}",
+                    f"foreign record: of campaign {record.campaign!r}, experiment {record.experiment!r}, "
+                    f"among those of {campaign!r}, {experiment!r}",
                     where=str(path),
                     remedy="move it to its own folder",
                 )
@@ -104,9 +111,9 @@ class _Measurement:
         generations: its measured generations; none for a record that is not ``ok``.
         spans: its rows of ``measurements.parquet``, without the columns that say whose they are.
         videos: one row a generation: every quantity of a whole video composed from it.
-        idle_J: energy of the idle windows (J); NaN without a counter.
-        idle_s: their length (s).
-        stretch_J: energy from the first generation's start to the last one's end (J).
+        idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
+        stretch_J, stretch_s: the same from the first generation's start, warm-ups included, to the last
+            one's end: what CodeCarbon's window holds.
     """
 
     record: Record
@@ -116,6 +123,7 @@ class _Measurement:
     idle_J: float
     idle_s: float
     stretch_J: float
+    stretch_s: float
 
 
 def _measurement(record: Record) -> _Measurement:
@@ -133,51 +141,70 @@ def _measurement(record: Record) -> _Measurement:
 
 def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     rows = _span_rows(record, found)
-    windows = _edges(record)
-    loops = np.array([(g.loop_start_s, g.loop_end_s) for g in found]).reshape(-1, 2)
-    whole = windows[[g.index for g in found]]
-    idle = _covered(windows[[kind in IDLE for kind in record.windows.kind]], record)
-    stretch = np.array([(found[0].start_s, found[-1].end_s)] if found else []).reshape(-1, 2)
-    of_spans = rows[["start_s", "end_s"]].to_numpy(dtype=np.float64)
-    energy, ci90 = _energies(record, [of_spans, whole, loops, idle, stretch])
-    rows["gpu_energy_J"], rows["gpu_energy_J_ci90"] = energy[0], ci90[0]
+    rows["gpu_energy_J"], rows["gpu_energy_J_ci90"] = _energies(
+        record, _edges(rows["start_s"], rows["end_s"])
+    )
     rows["gpu_energy_kind"] = "measured" if record.ticks else ""
     rows["mean_power_W"] = rows["gpu_energy_J"] / rows["duration_s"].where(rows["duration_s"] > 0)
+
+    whole = _edges([g.start_s for g in found], [g.end_s for g in found])
+    loops = _edges([g.loop_start_s for g in found], [g.loop_end_s for g in found])
+    idle, stretch = (_idle(record), _stretch(record, found)) if found else (_edges(), _edges())
+    # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
+    # pause, and as borders their edges would only hide how steady power is beside the loop's own.
+    once = rows.loc[rows["step"] < 0, ["start_s", "end_s"]].to_numpy().ravel()
+    groups = (whole, loops, idle, stretch)
+    energy, ci90 = _energies(record, np.concatenate(groups), once)
+    of_whole, of_loop, of_idle, of_stretch = _split(energy, groups)
+    ci90_whole, ci90_loop, *_ = _split(ci90, groups)
     videos = _videos(record, found)
-    _add_gpu_energy(videos, found, (energy[1], ci90[1]), (energy[2], ci90[2]), record)
+    _add_gpu_energy(videos, found, (of_whole, ci90_whole), (of_loop, ci90_loop))
     return _Measurement(
         record=record,
         generations=found,
         spans=rows,
         videos=videos.join(_stages(rows, videos)),
-        idle_J=float(energy[3].sum()) if len(idle) else nan,
+        idle_J=float(of_idle.sum()),
         idle_s=float(np.diff(idle).sum()),
-        stretch_J=float(energy[4].sum()) if found else nan,
+        stretch_J=float(of_stretch.sum()),
+        stretch_s=float(np.diff(stretch).sum()),
     )
 
 
-def _edges(record: Record) -> Array:
-    """Start and end (s) of every window, one row each."""
-    return np.array([record.windows.start_s, record.windows.end_s], dtype=np.float64).T.reshape(-1, 2)
+def _edges(start_s: ArrayLike = (), end_s: ArrayLike = ()) -> Array:
+    """Windows (s), one row each: start and end."""
+    return np.column_stack([np.asarray(start_s, dtype=np.float64), np.asarray(end_s, dtype=np.float64)])
 
 
-def _covered(windows: Array, record: Record) -> Array:
-    """The part of idle windows that the ticks cover: power needs no more than that."""
-    if not record.ticks:
-        return windows
-    covered = windows.clip(record.ticks.time_s[0], record.ticks.not_before_s[-1])
-    return covered[covered[:, 1] > covered[:, 0]]
+def _idle(record: Record) -> Array:
+    """The idle windows, as far as the ticks cover them: their power needs no more."""
+    windows = record.windows
+    edges = _edges(windows.start_s, windows.end_s)[[kind in IDLE for kind in windows.kind]]
+    if record.ticks:
+        edges = edges.clip(record.ticks.time_s[0], record.ticks.not_before_s[-1])
+    return edges[edges[:, 1] > edges[:, 0]]
 
 
-def _energies(record: Record, groups: list[Array]) -> tuple[list[Array], list[Array]]:
-    """Counter energy (J) and half-width of its 90 % interval (J) of each group's windows, in one call."""
-    edges = np.concatenate(groups)
+def _stretch(record: Record, found: list[Generation]) -> Array:
+    """From the first warm-up's start to the last generation's end."""
+    windows = record.windows
+    running = [s for kind, s in zip(windows.kind, windows.start_s, strict=True) if kind not in IDLE]
+    return _edges([min(running)], [found[-1].end_s])
+
+
+def _energies(record: Record, edges: Array, borders_s: ArrayLike = ()) -> tuple[Array, Array]:
+    """Counter energies (J) and half-widths of their 90 % intervals (J), in one call; NaN without a counter.
+
+    ``borders_s`` are further times at which power may step.
+    """
     if record.ticks and len(edges):
-        values = energies_J(record.ticks, edges[:, 0], edges[:, 1])
-    else:
-        values = (np.full(len(edges), nan), np.full(len(edges), nan))
-    borders = np.cumsum([len(group) for group in groups])[:-1]
-    return np.split(np.asarray(values[0]), borders), np.split(np.asarray(values[1]), borders)
+        return energies_J(record.ticks, edges[:, 0], edges[:, 1], borders_s=borders_s)
+    return np.full(len(edges), nan), np.full(len(edges), nan)
+
+
+def _split(values: Array, groups: Sequence[Array]) -> list[Array]:
+    """``values`` of all groups' rows, by group."""
+    return np.split(values, np.cumsum([len(group) for group in groups])[:-1])
 
 
 def _kernel(record: Record) -> str:
@@ -257,7 +284,7 @@ def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
 
 
 def _codecarbon_power_W(record: Record, part: str) -> float:
-    """CodeCarbon's mean power of ``cpu`` or ``ram`` over its window (W); NaN where it had no method for it."""
+    """CodeCarbon's mean power of ``cpu`` or ``ram`` over its window (W); NaN where it has no method."""
     reading = record.codecarbon
     if reading is None or reading.duration_s <= 0 or getattr(reading, f"{part}_method") == "none":
         return nan
@@ -265,11 +292,7 @@ def _codecarbon_power_W(record: Record, part: str) -> float:
 
 
 def _add_gpu_energy(
-    videos: pd.DataFrame,
-    found: list[Generation],
-    whole: tuple[Array, Array],
-    loop: tuple[Array, Array],
-    record: Record,
+    videos: pd.DataFrame, found: list[Generation], whole: tuple[Array, Array], loop: tuple[Array, Array]
 ) -> None:
     """Energy of a whole video from each generation, composed as its latency is: E_once + S · E_loop/steps.
 
@@ -296,10 +319,14 @@ def _stages(rows: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
             "energy_J": rows["gpu_energy_J"] * scale,
         }
     )
-    # min_count: a stage whose energies are unknown has no energy, not zero
-    wide = scaled.groupby(["generation", "stage"])[["time_s", "energy_J"]].sum(min_count=1).unstack("stage")
-    wide.columns = pd.Index([f"{stage}_{quantity}" for quantity, stage in wide.columns])
-    return wide
+    by_stage = scaled.groupby(["generation", "stage"])
+    return pd.concat(
+        [
+            by_stage[quantity].sum().unstack("stage").add_suffix(f"_{quantity}")
+            for quantity in ("time_s", "energy_J")
+        ],
+        axis="columns",
+    )
 
 
 # --- one row of configurations.csv --------------------------------------------------------------------------
@@ -317,18 +344,23 @@ def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measu
 
 
 def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
+    """One row; of a configuration that was not measured to its end, every quantity is NaN."""
     record = passes[0].record
+    measured = [m for m in passes if m.generations]
     videos = pd.concat([m.videos for m in passes], ignore_index=True)
     named = ("campaign", "configuration_id", "pass_index")
     row = {name: value for name, value in _identity(record).items() if name not in named}
     row["status"] = record.status
-    row |= _quantities(videos) | _kinds(passes) | _shares(videos) | _steps(passes, videos)
+    row |= _quantities(videos) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
     row["mfu"] = _mfu(record, row["latency_s"], root)
-    return row | _memory(passes) | _codecarbon(passes) | _provenance(passes)
+    return row | _memory(measured) | _codecarbon(measured) | _provenance(passes)
 
 
 def _quantities(videos: pd.DataFrame) -> dict[str, float]:
-    """Each quantity's mean with ``_std``, ``_ci95`` (half-width) and ``_n`` over the generations of all passes."""
+    """Each quantity's mean with ``_std``, ``_ci95`` (half-width), ``_n``, over all passes' generations.
+
+    Intervals of modelled and constant energies show how far latency scatters, not how good the model is.
+    """
     row: dict[str, float] = {}
     for name in QUANTITIES:
         values = videos[name].dropna()
@@ -344,7 +376,7 @@ def _kinds(passes: list[_Measurement]) -> dict[str, str]:
     kinds: dict[str, set[str]] = {name: set() for name in ENERGIES}
     for m in passes:
         reading = m.record.codecarbon
-        if m.record.ticks and m.generations:
+        if m.record.ticks:
             kinds["gpu_energy_Wh"].add("measured")
         if reading and reading.cpu_method != "none":
             kinds["cpu_energy_Wh"].add(cpu_kind(reading.cpu_method))
@@ -355,15 +387,14 @@ def _kinds(passes: list[_Measurement]) -> dict[str, str]:
 
 def _shares(videos: pd.DataFrame) -> dict[str, float]:
     """Each stage's part of the whole video's time and GPU energy; what no span covers is in neither."""
-    totals = {"time_s": ("time", 1.0, "latency_s"), "energy_J": ("energy", J_PER_WH, "gpu_energy_Wh")}
+    total_s = videos["latency_s"].sum()
+    total_J = videos["gpu_energy_Wh"].sum(skipna=False) * J_PER_WH
     row = {}
-    for ending, (name, unit, total) in totals.items():
-        for column in videos.columns:
-            if column.endswith(f"_{ending}") and column != "step_energy_J":
-                part = videos[column].sum(skipna=False) / unit
-                row[f"{column.removesuffix(f'_{ending}')}_{name}_share"] = part / videos[total].sum(
-                    skipna=False
-                )
+    for ending, name, total in (("_time_s", "_time_share", total_s), ("_energy_J", "_energy_share", total_J)):
+        for column in videos.columns.drop("step_energy_J"):
+            if column.endswith(ending):
+                part = videos[column].sum(skipna=False)
+                row[column.removesuffix(ending) + name] = part / total if total > 0 else nan
     return row
 
 
@@ -380,7 +411,9 @@ def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]
         "once_s": videos["once_s"].mean(),
         "mean_power_W": energy_J / videos["latency_s"].mean(),
         "idle_power_W": sum(m.idle_J for m in passes) / idle_s if idle_s > 0 else nan,
-        "unspanned_percent": max(unspanned_percent(m.record.windows, m.record.spans) for m in passes),
+        "unspanned_percent": max(
+            (unspanned_percent(m.record.windows, m.record.spans) for m in passes), default=nan
+        ),
     }
 
 
@@ -404,27 +437,33 @@ def _memory(passes: list[_Measurement]) -> dict[str, float]:
 
 
 def _codecarbon(passes: list[_Measurement]) -> dict[str, float]:
-    """CodeCarbon's GPU energy beside the counter's over the same stretch, summed over the passes.
+    """CodeCarbon's GPU energy and window beside the counter's over the same generations, warm-ups included.
 
-    The stretch is from the first generation's start to the last one's end, pauses between them included.
+    Summed over the passes. CodeCarbon's window is longer by what its own start and stop take.
     """
-    readings = [m.record.codecarbon for m in passes]
-    known = [r for r in readings if r is not None]
-    on_gpu = [r for r in known if r.gpu_method != "none"]
-    stretches = [m.generations[-1].end_s - m.generations[0].start_s for m in passes if m.generations]
-    return {
-        "codecarbon_gpu_energy_Wh": sum(r.gpu_energy_Wh for r in on_gpu) if on_gpu else nan,
-        "codecarbon_duration_s": sum(r.duration_s for r in known) if known else nan,
-        "counter_window_energy_Wh": sum(m.stretch_J for m in passes) / J_PER_WH,
-        "counter_window_s": sum(stretches) if stretches else nan,
-    }
+    known = [m for m in passes if m.record.codecarbon is not None]
+    readings = [m.record.codecarbon for m in known if m.record.codecarbon is not None]
+    if not readings:
+        return dict.fromkeys(CODECARBON, nan)
+    on_gpu = [r.gpu_energy_Wh for r in readings if r.gpu_method != "none"]
+    values = (
+        sum(on_gpu) if on_gpu else nan,
+        sum(r.duration_s for r in readings),
+        sum(m.stretch_J for m in known) / J_PER_WH,
+        sum(m.stretch_s for m in known),
+    )
+    return dict(zip(CODECARBON, values, strict=True))
 
 
 def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
-    """The record's flags and the rules of validity that it does not meet, and which records these are."""
-    flags = {flag for m in passes for flag in m.record.flags}
+    """Which records these are, their own flags, and the validity rules that they break (``level:rule``)."""
+    flags: set[str] = set()
     for m in passes:
-        flags |= {f"{f.level}:{f.rule}" for f in check(m.record) if f.level != "ok"}
+        findings = check(m.record)
+        rules = {f.rule for f in findings}
+        flags |= {f"{f.level}:{f.rule}" for f in findings if f.level != "ok"}
+        # the runner notes its findings as `rule: detail`; they are those above
+        flags |= {flag for flag in m.record.flags if flag.partition(":")[0] not in rules}
     return {
         "flags": ";".join(sorted(flags)),
         "configuration_id": passes[0].record.configuration_id,

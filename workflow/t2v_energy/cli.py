@@ -36,12 +36,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the repository's root (default: here)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int | None], help: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("doctor", _doctor, "tell what this machine can and cannot measure, and what each lack means")
+    sub = command(
+        "doctor", _doctor, "tell what this machine can and cannot measure, and what each lack means"
+    )
     sub.add_argument("--json", action="store_true")
 
     sub = command("plan", _plan, "list every configuration with its batch and its predicted cost")
@@ -60,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--allow-shared", action="store_true", help="measure beside others on the GPU, flagged")
 
     sub = command("validate", _validate, "check every record under a folder against the rules of validity")
-    sub.add_argument("folder", type=Path)
+    sub.add_argument("folder", type=Path, help="results/raw, a campaign's folder or an experiment's")
 
     sub = command("seal", _seal, "close an experiment: its records become data that no rule remakes")
     _campaign(sub)
@@ -70,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
+
+    sub = command("numbers", _numbers, "collect the numbers of the paper's text from the notebooks' parts")
+    sub.add_argument("parts", type=Path, nargs="+")
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("paper", _paper, "compile the paper")
+    _settings(sub)
+    sub.add_argument("--source", type=Path, required=True)
+    sub.add_argument("--out", type=Path, required=True)
 
     sub = command("meter", _meter, "try the meter on simulated GPUs of known power: its error and coverage")
     sub.add_argument("--out", type=Path, required=True)
@@ -125,10 +138,16 @@ def _plan(options: argparse.Namespace) -> None:
         for item in batch.items
     ]
     if options.json:
-        print(json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": rows}, indent=1))
+        print(
+            json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": rows}, indent=1)
+        )
         return
-    print(f"campaign {plan.campaign.key}: {len(rows)} measurements in {len(plan.batches)} batches (modelled costs)")
-    print(f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'s':>9}{'Wh':>10}{'GiB':>7}{'to measure, s':>15}")
+    print(
+        f"campaign {plan.campaign.key}: {len(rows)} measurements in {len(plan.batches)} batches (modelled costs)"
+    )
+    print(
+        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'s':>9}{'Wh':>10}{'GiB':>7}{'to measure, s':>15}"
+    )
     for row in rows:
         print(
             f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<44}{row['protocol']:<10}"
@@ -175,19 +194,33 @@ def _validate(options: argparse.Namespace) -> int:
 
     folders = sorted({path.parent for path in options.folder.rglob("*__*_r*.json")})
     if not folders:
-        raise UserError("there is no record below", where=str(options.folder), remedy="name a campaign's folder")
+        raise UserError(
+            "there is no record below", where=str(options.folder), remedy="name a campaign's folder"
+        )
     invalid = 0
     for folder in folders:
         if is_sealed(folder):
             verify(folder)
-        for name, findings in validate_folder(folder).items():
+        for name, findings in validate_folder(folder, _expected_gpu(options.root, folder)).items():
             worst = [f for f in findings if f.level != "ok"]
             invalid += any(f.level == "invalid" for f in worst)
-            print(f"{'valid' if not any(f.level == 'invalid' for f in worst) else 'INVALID':<8}{folder.name}/{name}")
+            print(
+                f"{'valid' if not any(f.level == 'invalid' for f in worst) else 'INVALID':<8}{folder.name}/{name}"
+            )
             for f in worst:
                 print(f"          {f.level}: {f.rule}: {f.detail}")
         print(f"{folder}: {'sealed, checksums agree' if is_sealed(folder) else 'not sealed'}")
     return int(invalid > 0)
+
+
+def _expected_gpu(root: Path, folder: Path) -> str | None:
+    """The GPU that the campaign of ``folder`` is of, where its file is here and says so."""
+    from t2v_energy.config import load_campaign
+
+    campaign = folder.parent.name
+    if not (root / "config" / "campaigns" / f"{campaign}.yaml").is_file():
+        return None
+    return load_campaign(root, campaign).gpu_name
 
 
 def _seal(options: argparse.Namespace) -> None:
@@ -196,7 +229,8 @@ def _seal(options: argparse.Namespace) -> None:
 
     plan = make_plan(options.root, _load(options), [options.experiment])
     folder = raw_folder(options.root, plan.campaign.key, options.experiment)
-    print(seal(folder, [item.record for item in plan.items(options.experiment)]))
+    expected = [item.record for item in plan.items(options.experiment)]
+    print(seal(folder, expected, expected_gpu=plan.campaign.gpu_name))
 
 
 def _aggregate(options: argparse.Namespace) -> None:
@@ -211,6 +245,18 @@ def _aggregate(options: argparse.Namespace) -> None:
         if is_sealed(folder):
             verify(folder)
     aggregate(folders, options.parquet, options.csv, options.root)
+
+
+def _numbers(options: argparse.Namespace) -> None:
+    from t2v_energy.analysis.numbers import merge
+
+    merge(options.parts, options.out)
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from t2v_energy.analysis.paper import compile_paper
+
+    compile_paper(options.root, options.source, options.out, campaign=_load(options).paper_campaign)
 
 
 def _meter(options: argparse.Namespace) -> None:

@@ -268,7 +268,9 @@ def _read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid YAML: {error}", where=str(path), remedy="mend the file's syntax") from error
+        raise UserError(
+            f"not valid YAML: {error}", where=str(path), remedy="mend the file's syntax"
+        ) from error
     if not isinstance(data, dict):
         raise UserError(
             "must be a mapping of keys to values", where=str(path), remedy="see config/README.md for its keys"
@@ -390,7 +392,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         inner = result.get(key)
-        result[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        result[key] = (
+            merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        )
     return result
 
 

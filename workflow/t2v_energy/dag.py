@@ -59,7 +59,9 @@ class Dag:
     @property
     def batch_indices(self) -> list[str]:
         """What measuring yields: one index a batch of an unsealed experiment."""
-        return [f"results/raw/{self.campaign}/{b.experiment}/batches/{b.name}.json" for b in self.plan.batches]
+        return [
+            f"results/raw/{self.campaign}/{b.experiment}/batches/{b.name}.json" for b in self.plan.batches
+        ]
 
     @property
     def measurements(self) -> list[str]:

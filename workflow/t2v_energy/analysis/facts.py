@@ -1,10 +1,11 @@
-"""What the records of one experiment say besides their measurements: machine, software, protocol, own cost."""
+"""What the records of one experiment say besides their measurements: machine, protocol, their own cost."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,26 +54,42 @@ class Facts:
     flagged: int
 
 
-def read_facts(folder: Path) -> Facts:
-    """Facts of the records in ``folder`` (results/raw/<campaign>/<experiment>).
+def repository_root(start: Path) -> Path:
+    """``start`` or the nearest folder above it that has a Snakefile and a config folder.
+
+    So that a notebook also runs where Jupyter starts it, in its own folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (start, *start.resolve().parents):
+        if (folder / "Snakefile").is_file() and (folder / "config").is_dir():
+            return folder
+    raise UserError("not inside the repository", where=str(start.resolve()), remedy="run from its root")
+
+
+def read_facts(folder: str, root: Path = Path()) -> Facts:
+    """Facts of the records in ``folder`` (results/raw/<campaign>/<experiment>), relative to ``root``.
 
     Reads the JSON without checking it whole again: stage 3 did.
 
     Raises:
         UserError: there is no record, or the records were made with different protocols or GPUs.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in record_paths(folder)]
+    path = root / folder
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in record_paths(path)]
     if not records:
-        raise UserError("there are no records here", where=str(folder), remedy="measure the experiment first")
+        raise UserError("there are no records here", where=str(path), remedy="measure the experiment first")
     environments = [r["environment"] for r in records]
     gpus = [e["gpu"] for e in environments if e["gpu"]]
+    windows = [r["windows"] for r in records if r["windows"]["end_s"]]
     ticks = [r["ticks"] for r in records if r["ticks"] and len(r["ticks"]["time_s"]) > 1]
     return Facts(
-        folder=str(folder),
+        folder=folder,
         records=len(records),
         gpu=_joined(g["name"] for g in gpus) or None,
         driver=_joined(g["driver"] for g in gpus) or None,
-        power_limit_W=_single({g["power_limit_W"] for g in gpus}, "power limits", folder),
+        power_limit_W=_single({g["power_limit_W"] for g in gpus}, "power limits", path),
         cpu=_joined(e["cpu"] for e in environments),
         cpu_method=_joined(r["codecarbon"]["cpu_method"] for r in records if r["codecarbon"]),
         weights=_joined(e["weights"] for e in environments),
@@ -81,10 +98,11 @@ def read_facts(folder: Path) -> Facts:
             name: _joined(e["versions"].get(name, "") for e in environments)
             for name in sorted({name for e in environments for name in e["versions"]})
         },
-        protocol_settings=_settings(records, folder),
-        measuring_s=sum(r["windows"]["end_s"][-1] - r["windows"]["start_s"][0] for r in records if r["windows"]["end_s"]),
-        measuring_Wh=sum(t["energy_mJ"][-1] - t["energy_mJ"][0] for t in ticks) / 1000 / J_PER_WH if ticks else None,
-        tick_s=median(b - a for t in ticks for a, b in _neighbours(t["time_s"])) if ticks else None,
+        protocol_settings=_settings(records, path),
+        measuring_s=sum(w["end_s"][-1] - w["start_s"][0] for w in windows),
+        measuring_Wh=_counted_Wh(ticks),
+        # Ticks are kept around windows only; the median ignores the pauses between them.
+        tick_s=median(b - a for t in ticks for a, b in pairwise(t["time_s"])) if ticks else None,
         flagged=sum(bool(r["flags"]) for r in records),
     )
 
@@ -114,6 +132,7 @@ def _settings(records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _neighbours(times: list[float]) -> Iterable[tuple[float, float]]:
-    # Ticks are kept around windows only, so a pause between windows is no tick: the median ignores it.
-    return zip(times, times[1:], strict=False)
+def _counted_Wh(ticks: list[dict[str, Any]]) -> float | None:
+    if not ticks:
+        return None
+    return float(sum(t["energy_mJ"][-1] - t["energy_mJ"][0] for t in ticks)) / 1000 / J_PER_WH

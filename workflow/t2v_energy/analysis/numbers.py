@@ -55,7 +55,9 @@ class Number:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise UserError(f"unknown kind {self.kind!r}", where=str(self.source), remedy=f"use one of {get_args(Kind)}")
+            raise UserError(
+                f"unknown kind {self.kind!r}", where=str(self.source), remedy=f"use one of {get_args(Kind)}"
+            )
         ends = self.interval or ()
         if isinstance(self.value, str):
             return
@@ -66,7 +68,9 @@ class Number:
                 remedy="leave the number out where the campaign cannot give it",
             )
         if ends and not ends[0] <= self.value <= ends[1]:
-            raise UserError(f"the interval {self.interval!r} misses the value {self.value!r}", where=str(self.source))
+            raise UserError(
+                f"the interval {self.interval!r} misses the value {self.value!r}", where=str(self.source)
+            )
 
 
 def decimals(value: float, significant: int = 3) -> int:
@@ -107,7 +111,9 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         raise UserError("there is no such file", where=str(path), remedy="run make first") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON: {error}", where=str(path), remedy="delete it and run make") from None
+        raise UserError(
+            f"not valid JSON: {error}", where=str(path), remedy="delete it and run make"
+        ) from None
     if not isinstance(data, dict):
         raise UserError("not a JSON object", where=str(path), remedy="delete it and run make")
     return data

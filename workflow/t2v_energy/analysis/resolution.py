@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import hypot, log, sqrt
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
@@ -37,7 +37,10 @@ LATENT_PIXELS = 16  # pixels of a token's side: sizes are multiples of it
 CURVE_POINTS = 160
 CONFIDENCE = 0.95
 _DASHES = (0, (4, 2))
-COUNT_TITLES: Mapping[Count, str] = {"study": "The study's formula, as printed", "true": "The true architecture"}
+COUNT_TITLES: Mapping[Count, str] = {
+    "study": "The study's formula, as printed",
+    "true": "The true architecture",
+}
 
 
 # --- the two counts -----------------------------------------------------------------------------------------
@@ -111,7 +114,8 @@ def fit_efficiency(flop: ArrayLike, latency_s: ArrayLike, peak_FLOP_per_s: float
         )
     slope = float(x @ y / (x @ x))
     residual = float(np.sum((y - slope * x) ** 2))
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, x.size - 1)) * sqrt(residual / (x.size - 1) / float(x @ x))
+    error = sqrt(residual / (x.size - 1) / float(x @ x))
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, x.size - 1)) * error
     total = float(np.sum((y - y.mean()) ** 2))
     return Efficiency(
         value=1 / (slope * peak_FLOP_per_s),
@@ -233,7 +237,9 @@ class Sweep:
         found = self.rows[(self.rows["height"] == height) & (self.rows["width"] == width)]
         if len(found) > 1:
             raise UserError(
-                f"{height}×{width} has {len(found)} rows", where=self.source, remedy="select one protocol and kernel"
+                f"{height}×{width} has {len(found)} rows",
+                where=self.source,
+                remedy="select one protocol and kernel",
             )
         return found.iloc[0] if len(found) else None
 
@@ -263,7 +269,9 @@ def read_sweep(root: Path, campaign: str, configurations: Path, experiment: str 
     return Sweep(rows, load_model(root, models[0]), accelerator, str(configurations))
 
 
-def local_exponent(first: pd.Series, second: pd.Series, column: str, tokens: tuple[float, float]) -> tuple[float, float]:
+def local_exponent(
+    first: pd.Series, second: pd.Series, column: str, tokens: tuple[float, float]
+) -> tuple[float, float]:
     """Slope of log(``column``) over log(tokens) between two rows, and its 95 % half-width.
 
     The half-width comes from the two rows' own intervals (NaN where there are none), not from a fit.
@@ -296,13 +304,15 @@ def figure_resolution(sweep: Sweep) -> Figure:
     """
     style.apply()
     columns = (_Column("latency_s", "Latency of one video (s)", True), _energy_column(sweep))
-    figure, grid = plt.subplots(
+    figure = Figure(
+        figsize=(style.TEXT_WIDTH_INCH, 6.2)
+    )  # not pyplot's: nothing to close, nothing shown twice
+    grid: Any = figure.subplots(
         5,
         2,
-        figsize=(style.TEXT_WIDTH_INCH, 6.6),
         sharex=True,
         squeeze=False,
-        gridspec_kw={"height_ratios": (3.4, 1, 0.28, 3.4, 1)},
+        gridspec_kw={"height_ratios": (3.4, 1, 0.15, 3.4, 1)},
     )
     for axes in grid[2]:  # only room for the second row's title
         axes.remove()
@@ -316,7 +326,7 @@ def figure_resolution(sweep: Sweep) -> Figure:
     _scales(grid, columns, float(sweep.rows["pixels"].max()) / 1e6)
     _legend(figure, sweep)
     figure.align_ylabels(grid)
-    figure.subplots_adjust(left=0.085, right=0.995, bottom=0.15, top=0.97, wspace=0.21, hspace=0.14)
+    figure.subplots_adjust(left=0.085, right=0.995, bottom=0.155, top=0.968, wspace=0.21, hspace=0.14)
     return figure
 
 
@@ -327,19 +337,20 @@ def _energy_column(sweep: Sweep) -> _Column:
     return _Column("cpu_energy_Wh", f"CPU energy ({kinds}), Wh", False)
 
 
-def _scales(grid: NDArray[np.object_], columns: tuple[_Column, ...], megapixels: float) -> None:
+def _scales(grid: Any, columns: tuple[_Column, ...], megapixels: float) -> None:
     """The same scale for every panel of a column, and for every error strip."""
     low = min(axes.get_ylim()[0] for axes in grid[1::2].flat)
     high = max(axes.get_ylim()[1] for axes in grid[1::2].flat)
     for place, column in enumerate(columns):
         top = max(axes.get_ylim()[1] for axes in grid[::2, place])
         for panel, strip in zip(grid[::2, place], grid[1::2, place], strict=True):
-            panel.set_ylim(0, top)
+            panel.set_ylim(0, 1.06 * top)  # room for the note
             panel.set_ylabel(column.label)
             strip.set_ylim(low, high)
             strip.set_ylabel("Error (%)")
         grid[-1, place].set_xlabel("Pixels of a frame (megapixels)")
         grid[-1, place].set_xlim(0, megapixels * 1.04)
+        grid[-1, place].xaxis.set_major_locator(MaxNLocator(5))
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
 
@@ -367,7 +378,7 @@ def _panel(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
 def _note(predictor: Predictor, column: _Column) -> str:
     fit = predictor.fit
     assert fit is not None  # both panels show a fitted µ
-    note = f"µ = {fit.value:.3f}, fitted here\n(95 % CI {fit.low:.3f} to {fit.high:.3f})"
+    note = f"µ = {fit.value:#.3g}, fitted here\n(95 % CI {fit.low:#.3g} to {fit.high:#.3g})"
     if column.quantity == "gpu_energy_Wh":
         note += f"\nat a constant {predictor.power_W:.0f} W"
     return note
@@ -418,14 +429,24 @@ def _legend(figure: Figure, sweep: Sweep) -> None:
     handles: list[Line2D | Patch] = [
         Patch(color=style.OPERATOR_COLOURS[o], label=style.OPERATOR_LABELS[o]) for o in OPERATORS
     ]
-    measured = {"color": style.MEASURED_COLOUR, "marker": "o", "markersize": 3.5, "linestyle": "none"}
+    measured: dict[str, Any] = {
+        "color": style.MEASURED_COLOUR,
+        "marker": "o",
+        "markersize": 3.5,
+        "linestyle": "none",
+    }
     handles.append(Line2D([], [], label="Measured (bars: 95 % CI)", **measured))
     if not sweep.accelerator.nominal:
         printed = sweep.predictors["paper"]
         label = f"The study's own µ = {printed.efficiency} (H100, {printed.power_W:.0f} W)"
         handles.append(Line2D([], [], color=style.PRINTED_COLOUR, linestyle=_DASHES, label=label))
     figure.legend(
-        handles=handles, loc="lower center", ncol=4, columnspacing=1.6, handlelength=1.6, bbox_to_anchor=(0.5, 0.0)
+        handles=handles,
+        loc="lower center",
+        ncol=4,
+        columnspacing=1.6,
+        handlelength=1.6,
+        bbox_to_anchor=(0.5, 0.0),
     )
 
 

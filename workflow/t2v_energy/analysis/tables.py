@@ -38,7 +38,9 @@ def mape_percent(predicted: ArrayLike, measured: ArrayLike) -> float:
     """
     p, m = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     if p.shape != m.shape or p.size == 0 or not np.all(m > 0):
-        raise UserError(f"percentage errors need as many predictions ({p.size}) as positive measurements ({m.size})")
+        raise UserError(
+            f"percentage errors need as many predictions ({p.size}) as positive measurements ({m.size})"
+        )
     return float(100 * np.mean(np.abs(p - m) / m))
 
 

@@ -30,7 +30,13 @@ class Finding:
 
 def examine(folder: Path) -> list[Finding]:
     """Every check, each in its own words; ``folder`` is where records would go."""
-    checks: list[Callable[[], list[Finding]]] = [_packages, _gpu, _kernels, _cpu_energy, lambda: _disk(folder)]
+    checks: list[Callable[[], list[Finding]]] = [
+        _packages,
+        _gpu,
+        _kernels,
+        _cpu_energy,
+        lambda: _disk(folder),
+    ]
     return [finding for check in checks for finding in check()]
 
 
@@ -42,9 +48,15 @@ def _packages() -> list[Finding]:
         except metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        meaning = "nothing can be measured here; pip install -e '.[measure]' (the analysis needs none of them)"
+        meaning = (
+            "nothing can be measured here; pip install -e '.[measure]' (the analysis needs none of them)"
+        )
         return [Finding("packages", "blocking", f"missing: {', '.join(missing)}", meaning)]
-    return [Finding("packages", "ok", f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}")]
+    return [
+        Finding(
+            "packages", "ok", f"torch {metadata.version('torch')}, diffusers {metadata.version('diffusers')}"
+        )
+    ]
 
 
 def _gpu() -> list[Finding]:
@@ -90,7 +102,14 @@ def _counter(device) -> list[Finding]:  # type: ignore[no-untyped-def]
     period_s = median(b - a for a, b in zip(changes, changes[1:], strict=False))
     quantum_mJ = min(b - a for a, b in zip(values, values[1:], strict=False))
     meaning = f"windows are read between ticks; below about {4 * period_s:.1f} s a window's interval widens"
-    return [Finding("energy counter", "ok", f"ticks every {period_s * 1e3:.0f} ms, smallest step {quantum_mJ} mJ", meaning)]
+    return [
+        Finding(
+            "energy counter",
+            "ok",
+            f"ticks every {period_s * 1e3:.0f} ms, smallest step {quantum_mJ} mJ",
+            meaning,
+        )
+    ]
 
 
 def _sensors(device) -> list[Finding]:  # type: ignore[no-untyped-def]
@@ -99,7 +118,13 @@ def _sensors(device) -> list[Finding]:  # type: ignore[no-untyped-def]
     if lacking:
         meaning = "the counter cannot be checked against power, or throttling not be seen, without these"
         return [Finding("sensors", "lacking", f"missing: {', '.join(lacking)}", meaning)]
-    return [Finding("sensors", "ok", f"{sample.power_instant_W:.0f} W, {sample.temperature_C} °C, {sample.sm_clock_MHz} MHz")]
+    return [
+        Finding(
+            "sensors",
+            "ok",
+            f"{sample.power_instant_W:.0f} W, {sample.temperature_C} °C, {sample.sm_clock_MHz} MHz",
+        )
+    ]
 
 
 def _kernels() -> list[Finding]:
@@ -122,12 +147,26 @@ def _cpu_energy() -> list[Finding]:
     if not os.access(counters[0], os.R_OK):
         return [Finding("CPU energy (RAPL)", "lacking", f"no permission to read {counters[0]}",
                         "CPU energy is modelled from load and marked so; ask the administrator for read access")]  # fmt: skip
-    return [Finding("CPU energy (RAPL)", "ok", f"{len(counters)} counters", "CPU energy is measured; RAM energy is a constant")]
+    return [
+        Finding(
+            "CPU energy (RAPL)",
+            "ok",
+            f"{len(counters)} counters",
+            "CPU energy is measured; RAM energy is a constant",
+        )
+    ]
 
 
 def _disk(folder: Path) -> list[Finding]:
     there = next(p for p in (folder, *folder.parents) if p.exists())
     free_GiB = shutil.disk_usage(there).free / 2**30
     if free_GiB < 1:
-        return [Finding("disk", "blocking", f"{free_GiB:.2f} GiB free at {folder}", "records could be lost; free some space")]
+        return [
+            Finding(
+                "disk",
+                "blocking",
+                f"{free_GiB:.2f} GiB free at {folder}",
+                "records could be lost; free some space",
+            )
+        ]
     return [Finding("disk", "ok", f"{free_GiB:.0f} GiB free")]

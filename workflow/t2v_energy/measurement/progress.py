@@ -74,5 +74,8 @@ class Progress:
             return
         done_s = self._done_s + measured_s
         row = Table.grid(padding=(0, 1))
-        row.add_row(ProgressBar(total=max(done_s + self._left_s() - measured_s, 1.0), completed=done_s, width=24), text)
+        row.add_row(
+            ProgressBar(total=max(done_s + self._left_s() - measured_s, 1.0), completed=done_s, width=24),
+            text,
+        )
         self._console.print(row)

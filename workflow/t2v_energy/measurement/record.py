@@ -108,7 +108,7 @@ class Spans(_Part):
 
 
 class CodeCarbonReading(_Part):
-    """What CodeCarbon read over all generations together, with the method it used for each part."""
+    """What CodeCarbon read from the first warm-up to the last generation, and the method behind each part."""
 
     version: str
     duration_s: float
@@ -189,11 +189,9 @@ def to_json(record: Record) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to 10 µs (and 10 µW): below what any of our clocks or sensors resolve."""
-    if isinstance(value, float):
-        return round(value, 5)
+    """Columns of times and sensor values to 10 µs and 10 µW, below what our clocks and sensors resolve."""
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [round(item, 5) if isinstance(item, float) else _rounded(item) for item in value]
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return value
@@ -208,7 +206,9 @@ def write_atomically(path: Path, text: str, *, overwrite: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not overwrite:
         raise UserError(
-            "is there already and is never overwritten", where=str(path), remedy="move it away to measure again"
+            "is there already and is never overwritten",
+            where=str(path),
+            remedy="move it away to measure again",
         )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -248,7 +248,9 @@ def read_record(path: Path) -> Record:
     except FileNotFoundError:
         raise UserError("the record is missing", where=str(path), remedy=remedy) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"the record is truncated or corrupt: {error}", where=str(path), remedy=remedy) from None
+        raise UserError(
+            f"the record is truncated or corrupt: {error}", where=str(path), remedy=remedy
+        ) from None
     if not isinstance(data, dict) or "schema_version" not in data:
         raise UserError("not a record of t2v_energy (no schema_version)", where=str(path), remedy=remedy)
     if data["schema_version"] != SCHEMA_VERSION:
@@ -262,7 +264,9 @@ def read_record(path: Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"malformed record: {location}: {first['msg']}", where=str(path), remedy=remedy) from None
+        raise UserError(
+            f"malformed record: {location}: {first['msg']}", where=str(path), remedy=remedy
+        ) from None
     if record.file_name != path.name:
         raise UserError(
             f"foreign record: its content belongs in {record.file_name}", where=str(path), remedy=remedy

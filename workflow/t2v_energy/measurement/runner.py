@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -123,6 +123,8 @@ def _write_index(folder: Path, batch: Batch) -> Path:
 
 def choose_gpu() -> NvmlDevice:
     """The first GPU that CUDA_VISIBLE_DEVICES shows, or the host's first; CUDA is then pinned to it."""
+    # Without this CUDA counts the fastest GPU first, and its indices are not NVML's.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     by_index = wanted.isdigit() or not wanted
     device = NvmlDevice.open(None if by_index else wanted, index=int(wanted or 0) if by_index else None)
@@ -221,7 +223,7 @@ class Session:
         subject = Subject(pipeline, model, item.configuration, text, device)
         run = Run(subject, recorder, self.plan.protocols, partial(self._generation_done, item))
         self.progress.started(item)
-        origin = Origin(utc=datetime.now(timezone.utc).isoformat(), monotonic_s=time.monotonic())
+        origin = Origin(utc=datetime.now(UTC).isoformat(), monotonic_s=time.monotonic())
         if self.sampler:
             self.sampler.drain()
             time.sleep(SETTLE_S)

@@ -1,4 +1,4 @@
-"""Seals: one file of checksums an experiment, after which its records are data and nothing measures them again.
+"""Seals: one file of checksums an experiment, after which its records are data that nothing measures anew.
 
 ``SHA256SUMS`` is written as ``sha256sum -c`` reads it. Snakemake imports this module while it parses:
 nothing heavy is imported until a seal is made.

@@ -15,7 +15,7 @@ WH_PER_KWH = 1000.0
 
 
 class CodeCarbon:
-    """CodeCarbon's offline tracker: one task window around all generations of a record."""
+    """CodeCarbon's offline tracker: one task window from a record's first warm-up to its last generation."""
 
     def __init__(self, gpu_index: int | None) -> None:
         """``gpu_index`` is NVML's index of our GPU (resolved from its UUID), or None without a GPU.

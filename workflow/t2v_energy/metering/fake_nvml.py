@@ -19,7 +19,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -294,7 +294,7 @@ class FakeNvml:
         }
 
     def _device_function(self, function: Callable[..., int | None]) -> Callable[..., int]:
-        """A callback of the C signature (handle, …) for the handle's device; it answers until that is lost."""
+        """A callback of the C signature (handle, …) for the handle's device, until that is lost."""
         lost, success = self._nvml.NVML_ERROR_GPU_IS_LOST, self._nvml.NVML_SUCCESS
 
         def called(handle: int, *arguments: Any) -> int:
@@ -425,11 +425,15 @@ def installed(gpus: Sequence[FakeGpu], clock: Callable[[], float] = time.monoton
 
 @dataclass(frozen=True)
 class FakeDeviceFactory:
-    """Opens a fake GPU in whatever process calls it; picklable, for the sampler's child."""
+    """Opens a fake GPU in whatever process calls it, in real time; picklable, for the sampler's child.
+
+    The GPU's trace begins when it is opened, unless its ``origin_s`` says otherwise.
+    """
 
     gpu: FakeGpu = field(default_factory=lambda: FakeGpu(constant()))
 
     def __call__(self) -> NvmlDevice:
         # Stays installed: the process that calls this is the sampler's child, and ends with it.
-        FakeNvml((self.gpu,)).install()
+        gpu = self.gpu if self.gpu.origin_s else replace(self.gpu, origin_s=time.monotonic())
+        FakeNvml((gpu,)).install()
         return NvmlDevice.open(self.gpu.uuid)

@@ -148,7 +148,7 @@ class NvmlDevice:
 
     def __init__(self, nvml: Any, handle: Any, info: DeviceInfo) -> None:
         self._nvml, self._handle = nvml, handle
-        self.uuid, self.name, self.nvml_index = info.uuid, info.name, info.nvml_index
+        self.uuid, self.name, self.index = info.uuid, info.name, info.nvml_index
         self._open = True
         self._lacking = {
             nvml.NVML_ERROR_NOT_SUPPORTED,

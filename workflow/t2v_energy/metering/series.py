@@ -42,6 +42,15 @@ class MeterError(UserError):
         super().__init__(what, where=where, remedy=remedy)
         self.partial = partial
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by position; ours take keywords.
+        keywords = {"where": self.where, "remedy": self.remedy, "partial": self.partial}
+        return _meter_error, (self.what, keywords)
+
+
+def _meter_error(what: str, keywords: dict[str, Any]) -> MeterError:
+    return MeterError(what, **keywords)
+
 
 class Tick(NamedTuple):
     """One change of the counter: it happened after ``not_before_s`` and no later than ``time_s``."""
@@ -147,7 +156,8 @@ class Ticks(_Columns):
     def between(self, start_s: float, end_s: float, margin: int = MARGIN_TICKS) -> Ticks:
         """The ticks in [start_s, end_s] and ``margin`` more on either side, where there are any.
 
-        With the default margin a window's energy and interval are the same before and after.
+        With the default margin a window's energy stays what it was, but for its judgement of the ripple,
+        which then comes from fewer ticks.
         """
         return self._window(start_s, end_s, margin)
 

@@ -1,0 +1,146 @@
+"""Numbers of the text: what they must have, and how parts are merged."""
+
+from __future__ import annotations
+
+import json
+from math import inf, nan
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic_campaign as synthetic
+from t2v_energy.analysis import facts, numbers
+from t2v_energy.analysis.numbers import Number, Source
+from t2v_energy.analysis.resolution_numbers import row_label
+from t2v_energy.errors import UserError
+
+HERE = Source("table.csv", "row", "column")
+
+
+def test_parts_merge_into_one_file_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    first, second, out = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "new" / "all.json"
+    numbers.write(first, {"b": Number(2, "", "constant", HERE)})
+    numbers.write(second, {"a": Number(1 / 3, "s", "measured", HERE, (0.3, 0.4), 2)})
+    numbers.merge([first, second], out)
+    again = tmp_path / "again.json"
+    numbers.merge([second, first], again)
+    assert out.read_bytes() == again.read_bytes()
+    merged = json.loads(out.read_text())
+    assert merged["a"] == {
+        "value": 0.3333333,
+        "unit": "s",
+        "interval": [0.3, 0.4],
+        "kind": "measured",
+        "digits": 2,
+        "source": {"file": "table.csv", "row": "row", "column": "column"},
+    }
+
+
+def test_a_key_in_two_parts_is_an_error_that_names_both(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        numbers.write(tmp_path / f"{name}.json", {"same": Number(1, "", "constant", HERE)})
+    with pytest.raises(UserError, match=r"'same' is also in .*a\.json") as error:
+        numbers.merge([tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "out.json")
+    assert "b.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(None, "no such file"), ("{", "not valid JSON"), ("[]", "not a JSON object")]
+)
+def test_unreadable_parts_are_named(tmp_path: Path, content: str | None, what: str) -> None:
+    path = tmp_path / "part.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=what):
+        numbers.read(path)
+
+
+@pytest.mark.parametrize(("value", "interval"), [(nan, None), (1.0, (0.0, inf)), (1.0, (2.0, 3.0))])
+def test_numbers_that_cannot_be_printed_are_refused(
+    value: float, interval: tuple[float, float] | None
+) -> None:
+    with pytest.raises(UserError):
+        Number(value, "s", "measured", HERE, interval)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="guessed"):
+        Number(1, "s", "guessed", HERE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "digits"),
+    [(410.23, 0.52, 2), (410.23, 12.0, 0), (0.086821, 0.00017, 5), (12345.6, 0.001, 0)],
+)
+def test_decimals_follow_the_interval_but_never_run_away(value: float, half: float, digits: int) -> None:
+    number = numbers.with_half_width(value, half, "s", "measured", HERE)
+    assert number.digits == digits
+    assert number.interval == (value - half, value + half)
+
+
+def test_an_unknown_interval_is_none() -> None:
+    assert numbers.with_half_width(41.23, nan, "s", "measured", HERE) == Number(
+        41.23, "s", "measured", HERE, None, 1
+    )
+    assert numbers.decimals(0) == 0
+
+
+def test_measured_numbers_lead_back_to_their_cell(tmp_path: Path) -> None:
+    found = synthetic.build(synthetic.root(tmp_path / "root", synthetic.configurations()))
+    table = pd.read_csv(tmp_path / "root/results/aggregated/h200/configurations.csv")
+    table = table[table["status"] == "ok"]
+    cells = {row_label(row): row for _, row in table.iterrows()}
+    checked = 0
+    for key, number in found.items():
+        row, column = cells.get(number.source.row), number.source.column
+        if number.kind == "measured" and row is not None and column in table.columns:
+            factor = 100 if number.unit == "%" and not column.endswith("_percent") else 1
+            assert number.value == pytest.approx(factor * row[column], rel=1e-9), key
+            checked += 1
+    assert checked > 40
+
+
+def test_a_campaign_without_a_counter_leaves_its_numbers_out(tmp_path: Path) -> None:
+    table = synthetic.configurations().assign(gpu_energy_Wh=nan, gpu_energy_Wh_kind="", mean_power_W=nan)
+    base = synthetic.root(tmp_path / "root", table)
+    raw = base / "results/raw/h200/resolution"
+    for path in raw.iterdir():
+        path.write_text(json.dumps(synthetic.record(gpu=False)))
+    found = synthetic.build(base)
+    assert "resolution.480x832.latency" in found
+    assert (
+        not {"resolution.480x832.gpu_energy", "setup.gpu", "setup.tick", "setup.measuring_energy"}
+        & found.keys()
+    )
+
+
+def test_facts_are_summed_and_named_once(tmp_path: Path) -> None:
+    synthetic.write_records(tmp_path / "raw", synthetic.record(), synthetic.record())
+    found = facts.read_facts("raw", tmp_path)
+    assert (found.records, found.gpu, found.kernels) == (2, "NVIDIA H200", "cudnn")
+    assert found.measuring_s == pytest.approx(2 * 60)
+    assert found.measuring_Wh == pytest.approx(2 * 10)
+    assert found.tick_s == pytest.approx(0.1)
+    assert found.versions["torch"] == "2.11.0"
+
+
+def test_records_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    other = synthetic.record()
+    other["protocol_settings"] = {"sampled": {}}
+    synthetic.write_records(tmp_path / "protocols", synthetic.record(), other)
+    with pytest.raises(UserError, match="different protocol settings"):
+        facts.read_facts("protocols", tmp_path)
+    slower = synthetic.record()
+    slower["environment"]["gpu"]["power_limit_W"] = 600.0  # type: ignore[index]
+    synthetic.write_records(tmp_path / "limits", synthetic.record(), slower)
+    with pytest.raises(UserError, match="power limits"):
+        facts.read_facts("limits", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no records"):
+        facts.read_facts("empty", tmp_path)
+
+
+def test_the_root_is_found_from_inside_and_not_from_outside(tmp_path: Path) -> None:
+    assert facts.repository_root(synthetic.REPOSITORY / "workflow" / "notebooks") == synthetic.REPOSITORY
+    with pytest.raises(UserError, match="not inside the repository"):
+        facts.repository_root(tmp_path)
