@@ -15,6 +15,13 @@ configfile: "config/config.yaml"
 STUDY = read_dag(Path(workflow.basedir), config)
 
 
+# One GPU for each submission: jobs of a group run one after the other, on the same GPU; and a limit of
+# one here does not hold a whole cluster to one measurement at a time.
+resource_scopes:
+    gpu="local",
+    measuring="local",
+
+
 pathvars:
     campaign=STUDY.campaign,
     figures=STUDY.figures,
@@ -33,8 +40,8 @@ include: "workflow/rules/paper.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         rules.figures.input,
         rules.tables.input,
         rules.paper.input if STUDY.is_paper_campaign else [],
+    localrule: True

@@ -3,6 +3,12 @@
 rule aggregate:
     input:
         STUDY.measurements,
+        code=STUDY.sources(
+            "aggregation.py",
+            "measurement/composition.py",
+            "metering/attribution.py",
+            "work",
+        ),
     output:
         parquet="<aggregated>/measurements.parquet",
         csv="<aggregated>/configurations.csv",
@@ -11,20 +17,22 @@ rule aggregate:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=STUDY.settings_json,
+        campaign=STUDY.campaign,
     message:
         "Stage 3: aggregate the records of campaign {STUDY.campaign}"
     shell:
-        "t2v-energy aggregate --settings {params.settings:q} --parquet {output.parquet} --csv {output.csv} 2> {log}"
+        "t2v-energy aggregate --campaign {params.campaign} --parquet {output.parquet} --csv {output.csv} 2> {log}"
 
 
 rule meter:
+    input:
+        code=STUDY.sources("metering"),
     output:
         "results/tables/meter.csv",
     log:
         "logs/meter.log",
     conda:
-        "../../envs/measure.yaml"
+        "../../envs/analysis.yaml"
     message:
         "Try the energy meter on simulated GPUs whose true energy is known"
     shell:

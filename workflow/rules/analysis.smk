@@ -5,6 +5,7 @@ rule resolution:
         notebook="workflow/notebooks/resolution.ipynb",
         configurations="<aggregated>/configurations.csv",
         records=STUDY.measurements,
+        code=STUDY.sources("analysis", "work"),
     output:
         figures=multiext("<figures>/fig2", ".pdf", ".png", ".svg"),
         tables=multiext("<tables>/table3", ".csv", ".tex"),
@@ -15,12 +16,13 @@ rule resolution:
     conda:
         "../../envs/analysis.yaml"
     params:
-        figure="<figures>/fig2",
-        table="<tables>/table3",
+        campaign=STUDY.campaign,
+        figure=lambda wildcards, output: output.figures[0].removesuffix(".pdf"),
+        table=lambda wildcards, output: output.tables[0].removesuffix(".csv"),
     message:
         "Stage 4: figure 2 and table 3 of campaign {STUDY.campaign}"
     shell:
-        "papermill -k python3 --no-progress-bar --cwd . -p campaign {STUDY.campaign} "
+        "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
         "-p configurations {input.configurations} -p figure {params.figure} -p table {params.table} "
         "-p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
 
@@ -34,4 +36,5 @@ rule figures:
 rule tables:
     input:
         rules.resolution.output.tables,
+        rules.meter.output,
     localrule: True

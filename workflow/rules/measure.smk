@@ -1,7 +1,8 @@
 # Stage 2: one job a batch of configurations, on one GPU.
 # Only the batch's index is declared: Snakemake deletes the outputs of failed jobs, and records must outlive them.
 # Sealed experiments have no batch here; their records are data.  The shell string names no version of the code,
-# so editing the package never sets off hours of measuring.
+# so editing the package never sets off hours of measuring.  Ctrl-C leaves tee alone (-i), so that the runner's
+# last words reach the user and the log.
 rule measure_batch:
     input:
         prompts=ancient("results/prompts/<campaign>.jsonl"),
@@ -18,15 +19,19 @@ rule measure_batch:
     resources:
         gpu=1 if STUDY.on_gpu else 0,
         measuring=1,
-        runtime=lambda wildcards: STUDY.runtime_minutes(wildcards.experiment, wildcards.batch),
-        mem_mb=lambda wildcards: STUDY.host_memory_MB(wildcards.experiment, wildcards.batch),
+        runtime=lambda wildcards: STUDY.runtime_minutes(
+            wildcards.experiment, wildcards.batch
+        ),
+        mem_mb=lambda wildcards: STUDY.host_memory_MB(
+            wildcards.experiment, wildcards.batch
+        ),
     params:
-        settings=STUDY.settings_json,
+        settings=STUDY.measuring_json,
     message:
         "Stage 2: measure batch {wildcards.batch} of {wildcards.experiment}"
     shell:
         "t2v-energy measure --settings {params.settings:q} --experiment {wildcards.experiment} "
-        "--batch {wildcards.batch} --prompts {input.prompts} 2>&1 | tee -a {log}"
+        "--batch {wildcards.batch} --prompts {input.prompts} 2>&1 | tee -i -a {log}"
 
 
 rule measure:

@@ -90,7 +90,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--settings", type=json.loads, default={}, help="JSON laid over config/config.yaml")
+    sub.add_argument("--settings", type=_mapping, default={}, help="JSON laid over config/config.yaml")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """A JSON object, or argparse's own kind of error."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object, such as '{\"campaign\": \"smoke\"}'")
+    return value
 
 
 def _campaign(sub: argparse.ArgumentParser) -> None:
@@ -122,7 +133,7 @@ def _plan(options: argparse.Namespace) -> None:
     from t2v_energy.plan import make_plan
 
     plan = make_plan(options.root, _load(options))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "experiment": batch.experiment,
             "batch": batch.name,
@@ -142,11 +153,11 @@ def _plan(options: argparse.Namespace) -> None:
             json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": rows}, indent=1)
         )
         return
+    counts = f"{len(rows)} measurements in {len(plan.batches)} batches"
+    print(f"campaign {plan.campaign.key}: {counts} (modelled costs)")
     print(
-        f"campaign {plan.campaign.key}: {len(rows)} measurements in {len(plan.batches)} batches (modelled costs)"
-    )
-    print(
-        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'s':>9}{'Wh':>10}{'GiB':>7}{'to measure, s':>15}"
+        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}"
+        f"{'s':>9}{'Wh':>10}{'GiB':>7}{'to measure, s':>15}"
     )
     for row in rows:
         print(
@@ -154,7 +165,7 @@ def _plan(options: argparse.Namespace) -> None:
             f"{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
             f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>15.0f}"
         )
-    print(f"{'all':<87}{'':>26}{sum(r['predicted_measure_s'] for r in rows):>15.0f}")
+    print(f"{'all':<104}{sum(r['predicted_measure_s'] for r in rows):>15.0f}")
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -203,10 +214,9 @@ def _validate(options: argparse.Namespace) -> int:
             verify(folder)
         for name, findings in validate_folder(folder, _expected_gpu(options.root, folder)).items():
             worst = [f for f in findings if f.level != "ok"]
-            invalid += any(f.level == "invalid" for f in worst)
-            print(
-                f"{'valid' if not any(f.level == 'invalid' for f in worst) else 'INVALID':<8}{folder.name}/{name}"
-            )
+            broken = any(f.level == "invalid" for f in worst)
+            invalid += broken
+            print(f"{'INVALID' if broken else 'valid':<8}{folder.name}/{name}")
             for f in worst:
                 print(f"          {f.level}: {f.rule}: {f.detail}")
         print(f"{folder}: {'sealed, checksums agree' if is_sealed(folder) else 'not sealed'}")

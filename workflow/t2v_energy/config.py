@@ -36,7 +36,7 @@ def _an_importable_class(value: str) -> str:
 class Strict(BaseModel):
     """Base of every configuration section: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --- config/models/*.yaml -----------------------------------------------------------------------------
@@ -259,6 +259,13 @@ class Configuration(Strict):
         return name + (f"__{'+'.join(self.interventions)}" if self.interventions else "")
 
 
+def describe_weights(model: ModelFile, weights: str, seed: int) -> str:
+    """What a record says of the weights: ``random, seed N`` or the hub id and revision."""
+    if weights == "random" or model.hub is None:
+        return f"random, seed {seed}"
+    return f"{model.hub.id}@{model.hub.revision}"
+
+
 # --- reading ------------------------------------------------------------------------------------------
 
 
@@ -373,11 +380,14 @@ def load_campaign(root: Path, key: str) -> Campaign:
 def load_experiment(root: Path, campaign: Campaign, key: str) -> Experiment:
     """config/experiments/<key>.yaml with the campaign's own values laid over it."""
     path = _named(root / "config" / "experiments", key)
-    data = _read_yaml(path, "create it") | campaign.experiments.get(key, {})
-    where = str(path)
-    if campaign.experiments.get(key):
-        where += f" with config/campaigns/{campaign.key}.yaml, experiments.{key}"
-    return parse(Experiment, data, where)
+    own = campaign.experiments.get(key, {})
+    where = str(path) + (f" with config/campaigns/{campaign.key}.yaml, experiments.{key}" if own else "")
+    loaded = parse(Experiment, _read_yaml(path, "create it") | own, where)
+    if loaded.key != key:
+        raise UserError(
+            f"key: {loaded.key!r} differs from the file's name", where=where, remedy=f"write `key: {key}`"
+        )
+    return loaded
 
 
 def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -425,11 +435,11 @@ def check_runnable(configuration: Configuration, model: ModelFile, where: str) -
             )
     frames, step, offset = configuration.num_frames, limits.frames_multiple, limits.frames_offset
     if frames < max(offset, 1) or (frames - offset) % step:
-        nearest = max(round((frames - offset) / step), 0) * step + offset
+        nearest = max(round((frames - offset) / step) * step + offset, offset or step)
         raise UserError(
             f"num_frames: {frames} would be rounded in silence by {model.pipeline}",
             where=where,
-            remedy=f"{model.key} makes {step}k + {offset} frames; the nearest is {max(nearest, 1)}",
+            remedy=f"{model.key} makes {step}k + {offset} frames; the nearest is {nearest}",
         )
 
 
@@ -450,8 +460,11 @@ def configurations(root: Path, campaign: Campaign, key: str) -> list[tuple[str, 
     model = load_model(root, experiment.model)
     base = base_configuration(experiment, model, campaign.seed)
     found: dict[str, Configuration] = {}
+    listing = f"config/experiments/{key}.yaml, vary"
+    if "vary" in campaign.experiments[key]:
+        listing = f"config/campaigns/{campaign.key}.yaml, experiments.{key}.vary"
     for index, variation in enumerate(experiment.vary):
-        where = f"config/experiments/{key}.yaml, vary[{index}]"
+        where = f"{listing}[{index}]"
         configuration = base.model_copy(update=variation.model_dump(exclude_none=True))
         check_runnable(configuration, model, where)
         name = configuration.id(base)

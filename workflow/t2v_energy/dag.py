@@ -51,6 +51,11 @@ class Dag:
         return self.settings.model_dump_json()
 
     @property
+    def measuring_json(self) -> str:
+        """The settings that measuring depends on; a change of any other must not set it off again."""
+        return self.settings.model_dump_json(include={"campaign", "measure", "protocols"})
+
+    @property
     def unsealed_pattern(self) -> str:
         """A pattern of the experiments that may be measured; of none, one that matches nothing."""
         unsealed = sorted({batch.experiment for batch in self.plan.batches})
@@ -73,6 +78,19 @@ class Dag:
             for name in [*(path.name for path in sealed_records(self.root / folder / key)), "SHA256SUMS"]
         ]
         return sealed + self.batch_indices
+
+    def sources(self, *names: str) -> list[str]:
+        """Files of the package that a rule runs (modules or folders), so that an edit reruns the rule.
+
+        Only rules that compute from records name theirs; measuring never does.
+        """
+        package = Path("workflow/t2v_energy")
+        found = [
+            p
+            for name in names
+            for p in [*(self.root / package / name).rglob("*.py")] or [self.root / package / name]
+        ]
+        return sorted(str(path.relative_to(self.root)) for path in found)
 
     def runtime_minutes(self, experiment: str, batch: str) -> int:
         """Time to ask a cluster for: the prediction with half as much again, and ten minutes to start."""

@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from t2v_energy.errors import UserError
+
+if TYPE_CHECKING:
+    from t2v_energy.metering.nvml import NvmlDevice
 
 RAPL = Path("/sys/class/powercap")
 WATCH_S = 3.0
@@ -82,7 +86,7 @@ def _gpu() -> list[Finding]:
         return found + _counter(device) + _sensors(device)
 
 
-def _counter(device) -> list[Finding]:  # type: ignore[no-untyped-def]
+def _counter(device: NvmlDevice) -> list[Finding]:
     """Watch the energy counter flat out: how often it changes, and by how little."""
     try:
         changes, values = [], [device.energy_mJ()]
@@ -99,8 +103,8 @@ def _counter(device) -> list[Finding]:  # type: ignore[no-untyped-def]
     if len(changes) < 3:
         return [Finding("energy counter", "blocking", f"changed {len(changes)} times in {WATCH_S:.0f} s",
                         "it does not count: GPU energy cannot be measured")]  # fmt: skip
-    period_s = median(b - a for a, b in zip(changes, changes[1:], strict=False))
-    quantum_mJ = min(b - a for a, b in zip(values, values[1:], strict=False))
+    period_s = median(b - a for a, b in pairwise(changes))
+    quantum_mJ = min(b - a for a, b in pairwise(values))
     meaning = f"windows are read between ticks; below about {4 * period_s:.1f} s a window's interval widens"
     return [
         Finding(
@@ -112,7 +116,7 @@ def _counter(device) -> list[Finding]:  # type: ignore[no-untyped-def]
     ]
 
 
-def _sensors(device) -> list[Finding]:  # type: ignore[no-untyped-def]
+def _sensors(device: NvmlDevice) -> list[Finding]:
     sample = device.sample()
     lacking = [name for name, value in sample._asdict().items() if value is None]
     if lacking:
@@ -140,21 +144,16 @@ def _kernels() -> list[Finding]:
 
 
 def _cpu_energy() -> list[Finding]:
+    subject = "CPU energy (RAPL)"
+    modelled = "CPU energy is modelled from load by CodeCarbon and marked so; RAM energy is always a constant"
     counters = sorted(RAPL.glob("intel-rapl:*/energy_uj")) if RAPL.is_dir() else []
     if not counters:
-        return [Finding("CPU energy (RAPL)", "lacking", f"no counter under {RAPL}",
-                        "CPU energy is modelled from load by CodeCarbon and marked so; RAM energy is always a constant")]  # fmt: skip
+        return [Finding(subject, "lacking", f"no counter under {RAPL}", modelled)]
     if not os.access(counters[0], os.R_OK):
-        return [Finding("CPU energy (RAPL)", "lacking", f"no permission to read {counters[0]}",
-                        "CPU energy is modelled from load and marked so; ask the administrator for read access")]  # fmt: skip
-    return [
-        Finding(
-            "CPU energy (RAPL)",
-            "ok",
-            f"{len(counters)} counters",
-            "CPU energy is measured; RAM energy is a constant",
-        )
-    ]
+        found = f"no permission to read {counters[0]}"
+        return [Finding(subject, "lacking", found, f"{modelled}; ask the administrator for read access")]
+    measured = "CPU energy is measured; RAM energy is a constant"
+    return [Finding(subject, "ok", f"{len(counters)} counters", measured)]
 
 
 def _disk(folder: Path) -> list[Finding]:

@@ -18,7 +18,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# What torch dispatches to, by the fragment of the operator's name.
+# The operators that torch dispatches to, by name.
 OPERATORS = {
     "_scaled_dot_product_cudnn_attention": "cudnn",
     "_scaled_dot_product_flash_attention_for_cpu": "flash-cpu",
@@ -26,6 +26,7 @@ OPERATORS = {
     "_scaled_dot_product_efficient_attention": "efficient",
     "_scaled_dot_product_fused_attention_overrideable": "overrideable",
     "_softmax": "math",
+    "_safe_softmax": "math",
 }
 
 

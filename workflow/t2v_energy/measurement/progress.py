@@ -37,8 +37,8 @@ class Progress:
         self._pending = list(pending)
         kept = len(batch.items) - len(pending)
         self.say(
-            f"batch {batch.experiment}/{batch.name}: {len(batch.items)} configurations, {kept} already measured; "
-            f"about {self._left_s():.0f} s to go (modelled)"
+            f"batch {batch.experiment}/{batch.name}: {len(batch.items)} configurations, "
+            f"{kept} already measured; about {self._left_s():.0f} s to go (modelled)"
         )
 
     def started(self, item: Item) -> None:

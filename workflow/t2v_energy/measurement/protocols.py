@@ -74,12 +74,10 @@ class Run:
 
     def add(self, kind: WindowKind, steps: int, start_s: float, end_s: float) -> None:
         """Append a window."""
-        for column, value in zip(
-            (self.windows.kind, self.windows.steps, self.windows.start_s, self.windows.end_s),
-            (kind, steps, start_s, end_s),
-            strict=True,
-        ):
-            column.append(value)  # type: ignore[arg-type]
+        self.windows.kind.append(kind)
+        self.windows.steps.append(steps)
+        self.windows.start_s.append(start_s)
+        self.windows.end_s.append(end_s)
 
     def generate(self, kind: WindowKind, steps: int) -> None:
         """One timed generation."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from t2v_energy.config import Campaign, Settings, load_model
+from t2v_energy.config import Campaign, Settings, describe_weights, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.lock import device_lock
 from t2v_energy.measurement.progress import Progress
@@ -59,7 +59,7 @@ def measure_batch(
     plan = make_plan(root, settings, [experiment])
     batch = plan.batch(experiment, name)
     folder = raw_folder(root, plan.campaign.key, experiment)
-    pending = [item for item in batch.items if not _is_done(folder / item.record, item, plan)]
+    pending = [item for item in batch.items if not _is_done(root, folder / item.record, item, plan)]
     progress.begin(batch, pending)
     if pending:
         _check_disk(folder)
@@ -72,18 +72,27 @@ def measure_batch(
     return _write_index(folder, batch)
 
 
-def _is_done(path: Path, item: Item, plan: Plan) -> bool:
+def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
     """Whether a valid record of exactly this measurement is there; one made otherwise is an error."""
     if not path.exists():
         return False
     record = read_record(path)
-    asked = {"configuration": item.configuration, "protocol_settings": plan.protocols}
-    for key, value in asked.items():
-        if getattr(record, key) != value:
+    model = load_model(root, item.configuration.model)
+    compared = {
+        "configuration": (record.configuration, item.configuration),
+        "protocol settings": (record.protocol_settings, plan.protocols),
+        "weights": (
+            record.environment.weights,
+            describe_weights(model, plan.campaign.weights, plan.campaign.seed),
+        ),
+    }
+    for what, (measured, configured) in compared.items():
+        if measured != configured:
             raise UserError(
-                f"this record was measured with other {key.replace('_', ' ')} than are configured now",
+                f"this record was measured with other {what} than configured now",
                 where=str(path),
-                remedy="restore the configuration, move the record away, or measure under another campaign name",
+                remedy="restore the configuration, move the record away, or measure under another "
+                "campaign's name",
             )
     return True
 
@@ -137,13 +146,16 @@ def _open_session(
 ) -> Session:
     """Lock the device, see that it is ours alone and the right one, start the meter."""
     texts = {prompt.id: prompt.text for prompt in load_prompts(prompts)}
-    gpu, index, foreign, sampler = None, None, [], None
+    gpu: Gpu | None = None
+    index: int | None = None
+    foreign: list[Process] = []
+    sampler: Sampler | None = None
     if plan.campaign.device == "cuda":
         device = choose_gpu()
+        stack.callback(device.close)
         stack.enter_context(device_lock(device.uuid, progress.say))
         index = device.index
         gpu, foreign = _claim(device, plan.campaign, settings.measure.allow_shared)
-        stack.callback(device.close)
         sampler = stack.enter_context(
             Sampler(partial(NvmlDevice.open, device.uuid), plan.protocols.poll_s, plan.protocols.sample_hz)
         )
@@ -262,15 +274,24 @@ class Session:
 
     def _pipeline_for(self, item: Item) -> Any:
         """The pipeline of the item's model, built when first needed."""
+        import torch
+
         from t2v_energy.models.build import build_pipeline
 
         key = item.configuration.model
         if self._built != key:
             self.progress.say(f"building {key} ({self.plan.campaign.weights} weights)")
             campaign = self.plan.campaign
-            self._pipeline = build_pipeline(
-                load_model(self.root, key), campaign.weights, campaign.device, campaign.seed
-            )
+            try:
+                self._pipeline = build_pipeline(
+                    load_model(self.root, key), campaign.weights, campaign.device, campaign.seed
+                )
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"the weights of {key} do not fit in memory: {str(error).splitlines()[0]}",
+                    where=f"config/campaigns/{campaign.key}.yaml",
+                    remedy="measure a smaller model, or on a device with more memory",
+                ) from error
             self._built = key
         return self._pipeline
 
@@ -301,7 +322,6 @@ class Session:
     ) -> Record:
         from t2v_energy.metering.environment import describe
         from t2v_energy.metering.spans import shifted
-        from t2v_energy.models.build import describe_weights
 
         campaign, zero = self.plan.campaign, origin.monotonic_s
         model = load_model(self.root, item.configuration.model)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from t2v_energy.config import Component, ModelFile
 from t2v_energy.errors import UserError
@@ -27,7 +28,7 @@ def build_pipeline(model: ModelFile, weights: str, device: str, seed: int, sourc
 
     ``weights`` is ``random`` (seeded) or ``pretrained``: the hub id at its pinned revision, or the local
     folder ``source``; only safetensors files are read and no remote code is run.
-    Raises :class:`UserError` when published weights do not exist or cannot be reached.
+    Raises :class:`UserError` when published weights do not exist, cannot be reached or are not safetensors.
     """
     if weights == "pretrained":
         pipeline = _pretrained(model, source).to(device)
@@ -81,10 +82,25 @@ def _cast(part: nn.Module, dtype: torch.dtype) -> None:
     ``part.to(dtype)`` would also cast the rotary tables and the time embedding, and so run other kernels
     than the published model.
     """
-    kept = (getattr(part, "_keep_in_fp32_modules", None) or []) if dtype != torch.float32 else []
+    kept = _kept_in_float32(part, dtype)
     for name, parameter in part.named_parameters():
         if not any(module in name.split(".") for module in kept):
             parameter.data = parameter.data.to(dtype)
+
+
+def _kept_in_float32(part: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Names of the modules that ``from_pretrained`` keeps in float32 where ``dtype`` is asked for.
+
+    diffusers means its list for every lower precision; transformers means it for float16 alone (its range
+    overflows) and has a second, strict list for bfloat16 too.
+    """
+    if dtype == torch.float32:
+        return set()
+    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    strict = set(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
+    if isinstance(part, PreTrainedModel) and dtype != torch.float16:
+        return strict
+    return kept | strict
 
 
 def _pretrained(model: ModelFile, source: Path | None) -> Any:
@@ -92,7 +108,14 @@ def _pretrained(model: ModelFile, source: Path | None) -> Any:
     dtypes = {name: DTYPES[c.dtype] for name, c in model.components.items() if c.dtype}
     common: dict[str, Any] = {"torch_dtype": dtypes, "use_safetensors": True, "trust_remote_code": False}
     if source is not None:
-        return cls.from_pretrained(str(source), local_files_only=True, **common)
+        try:
+            return cls.from_pretrained(str(source), local_files_only=True, **common)
+        except OSError as error:
+            raise UserError(
+                f"the weights cannot be read: {error}",
+                where=str(source),
+                remedy="give a folder as `save_pretrained` writes it, with safetensors weights",
+            ) from error
     if model.hub is None:
         raise UserError(
             f"{model.key} has no published weights",
@@ -107,10 +130,3 @@ def _pretrained(model: ModelFile, source: Path | None) -> Any:
             where=f"config/models/{model.key}.yaml, hub",
             remedy="connect to the hub or fill its cache first, or use `weights: random` in the campaign",
         ) from error
-
-
-def describe_weights(model: ModelFile, weights: str, seed: int) -> str:
-    """What a record says of the weights: ``random, seed N`` or the hub id and revision."""
-    if weights == "random" or model.hub is None:
-        return f"random, seed {seed}"
-    return f"{model.hub.id}@{model.hub.revision}"

@@ -25,7 +25,7 @@ class StandInTokenizer:
     def encode(self, text: str, max_length: int) -> list[int]:
         """Ids of ``text`` with the end token, cut to ``max_length``."""
         words = re.findall(r"\w+|[^\w\s]", text.lower())
-        return [self._id(word) for word in words][: max_length - 1] + [END_ID]
+        return [*(self._id(word) for word in words[: max_length - 1]), END_ID]
 
     def _id(self, word: str) -> int:
         digest = hashlib.sha256(word.encode()).digest()
