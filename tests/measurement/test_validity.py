@@ -195,3 +195,11 @@ class TestFolder:
             validate_folder(tmp_path)
         with pytest.raises(UserError, match="no such folder"):
             validate_folder(tmp_path / "absent")
+
+
+def test_a_cpu_record_with_unspanned_time_is_only_flagged() -> None:
+    """Tiny models on a CPU test the chain; the pipeline's own host code weighs more there."""
+    on_gpu = make_record(steps=17, unspanned_s=0.1)
+    on_cpu = on_gpu.model_copy(update={"environment": on_gpu.environment.model_copy(update={"gpu": None})})
+    assert levels(on_gpu)["unspanned"] == "invalid"
+    assert levels(on_cpu)["unspanned"] == "flag"

@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream, stderr=stream is None, soft_wrap=True, markup=False)
         self._pending: list[Item] = []
-        self._done_s = 0.0
+        self._done_s = self._predicted_s = 0.0
         self._scale = 1.0  # measured over predicted seconds so far
         self._started_s = time.monotonic()
         self.watts: Callable[[], float | None] = lambda: None
@@ -59,7 +59,8 @@ class Progress:
         measured_s = time.monotonic() - self._started_s
         self._done_s += measured_s
         self._pending.remove(item)
-        self._scale = measured_s / item.measure_s
+        self._predicted_s += item.measure_s
+        self._scale = self._done_s / self._predicted_s
         self.say(f"  → {record.status}, {measured_s:.0f} s, {record.file_name}")
         for finding in findings:
             if finding.level != "ok":
