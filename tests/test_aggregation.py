@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from records import (
     VAE_S,
     VAE_W,
     configuration,
+    environment,
     make_record,
     out_of_memory,
     write,
 )
-from t2v_energy.aggregation import aggregate
+from t2v_energy.aggregation import aggregate, merged_estimate
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Record, to_json
@@ -218,10 +220,62 @@ class TestMerging:
         (row,) = (rows.iloc[i] for i in range(len(rows)))
         assert row["latency_s_n"] == 4
         assert row["latency_s"] == pytest.approx(latencies.mean())
-        assert row["latency_s_std"] == pytest.approx(latencies.std(ddof=1))
+        assert row["latency_s_std"] == pytest.approx(0, abs=1e-6)  # nothing scatters within a pass
+        assert row["latency_s_ci95"] == pytest.approx(0, abs=1e-6)
         assert row["passes"] == 2
         assert row["flags"] == "shared"
         assert set(spans["pass_index"]) == {1, 2}
+
+    def test_passes_count_alike_however_many_generations_they_have(self, tmp_path: Path) -> None:
+        first = make_record(step_s=(0.5, 0.5, 0.5, 0.5))
+        second = make_record(step_s=(1.0, 1.0), pass_index=2)
+        row = one_row(tmp_path, first, second)
+        step_s, latency_s = 0.75, ONCE_S + STEPS * 0.75
+        energy_J = ONCE_J + STEPS * step_s * LOOP_W
+        assert row["latency_s_n"] == 6
+        assert row["latency_s"] == pytest.approx(latency_s)
+        assert row["step_time_s"] == pytest.approx(step_s)
+        assert row["once_s"] + STEPS * row["step_time_s"] == pytest.approx(row["latency_s"])
+        assert row["gpu_energy_Wh"] == pytest.approx(energy_J / 3600, rel=1e-4)
+        assert row["step_energy_J"] == pytest.approx(step_s * LOOP_W, rel=1e-4)
+        assert row["mean_power_W"] == pytest.approx(energy_J / latency_s, rel=1e-4)
+        assert row["vae_decode_time_share"] == pytest.approx(VAE_S / latency_s)
+
+    def test_the_spread_of_passes_and_their_boards_stand_beside_the_interval(self, tmp_path: Path) -> None:
+        def on_board(uuid: str, pass_index: int, step_s: float) -> Record:
+            there = environment()
+            assert there.gpu is not None
+            there = there.model_copy(update={"gpu": there.gpu.model_copy(update={"uuid": uuid})})
+            return make_record(step_s=(step_s,) * 2, pass_index=pass_index, environment=there)
+
+        row = one_row(
+            tmp_path, on_board("GPU-B", 1, 0.5), on_board("GPU-A", 2, 1.0), on_board("GPU-B", 3, 1.5)
+        )
+        assert (row["gpus"], row["passes"]) == (2, 3)
+        assert row["gpu_uuids"] == "GPU-B;GPU-A;GPU-B"
+        means = ONCE_S + STEPS * np.array([0.5, 1.0, 1.5])
+        assert [float(mean) for mean in row["latency_s_pass_means"].split(";")] == pytest.approx(means)
+        assert row["latency_s_pass_spread_percent"] == pytest.approx(100 * STEPS * 1.0 / means[1])
+        energies = ONCE_J + STEPS * LOOP_W * np.array([0.5, 1.0, 1.5])
+        spread = 100 * (energies[2] - energies[0]) / energies[1]
+        assert row["gpu_energy_Wh_pass_spread_percent"] == pytest.approx(spread, rel=1e-4)
+        # three passes are the units of the interval: t(2) = 4.302653
+        assert row["latency_s_ci95"] == pytest.approx(4.302653 * 25 / sqrt(3), rel=1e-6)
+
+    def test_one_pass_has_no_spread(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record())
+        assert pd.isna(row["latency_s_pass_spread_percent"])
+        assert pd.isna(row["gpu_energy_Wh_pass_spread_percent"])
+        assert (row["gpus"], row["gpu_uuids"]) == (1, "GPU-0")
+
+    def test_without_a_gpu_there_is_no_board_to_name(self, tmp_path: Path) -> None:
+        tiny = configuration(model="tiny-wan", height=64, width=64, num_frames=9)
+        records = [make_record(gpu=None, config=tiny, campaign="smoke", pass_index=i) for i in (1, 2)]
+        row = one_row(tmp_path, *records)
+        assert row["gpus"] == 0
+        assert pd.isna(row["gpu_uuids"])
+        assert pd.isna(row["gpu_energy_Wh_pass_means"])
+        assert row["latency_s_pass_spread_percent"] == pytest.approx(0, abs=1e-6)
 
     def test_kernels_protocols_and_sizes_are_rows_of_their_own(self, tmp_path: Path) -> None:
         _, rows = tables(
@@ -255,7 +309,9 @@ class TestMerging:
     def test_what_ran_before_memory_ran_out_is_no_measurement(self, tmp_path: Path) -> None:
         spans, rows = tables(tmp_path, make_record(status="out_of_memory", error="CUDA out of memory"))
         assert len(spans) == 0
-        numbers = rows.iloc[0].drop(["height", "width", "num_frames", "num_inference_steps", "passes"])
+        numbers = rows.iloc[0].drop(
+            ["height", "width", "num_frames", "num_inference_steps", "passes", "gpus"]
+        )
         numbers = numbers[[not name.endswith("_n") for name in numbers.index]]
         assert pd.to_numeric(numbers, errors="coerce").isna().all()
 
@@ -271,6 +327,47 @@ class TestMerging:
         tables(tmp_path)
         assert [path.read_bytes() for path in files] == before
         assert sorted((tmp_path / "built").iterdir()) == files
+
+
+class TestMergedEstimate:
+    """Against values computed by hand."""
+
+    def test_two_passes_give_the_interval_of_repetition(self) -> None:
+        # means 2 and 12, variances 1 and 4, n = 3 and 3: variances of the means 1/3 and 4/3;
+        # Welch: (5/3)² / ((1/9 + 16/9) / 2) = 50/17 = 2.941 degrees of freedom, t = 3.2186
+        found = merged_estimate([[1.0, 2.0, 3.0], [10.0, 12.0, 14.0]])
+        assert (found.mean, found.n) == (7.0, 6)
+        assert found.std == pytest.approx(sqrt(2.5))
+        assert found.ci95 == pytest.approx(3.2186 * sqrt(5 / 3) / 2, rel=1e-4)
+
+    def test_unequal_passes_count_alike(self) -> None:
+        assert merged_estimate([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0]]).mean == 1.5
+
+    def test_from_three_passes_on_they_are_the_units(self) -> None:
+        found = merged_estimate([[1.0, 3.0], [3.0, 5.0], [5.0, 7.0]])
+        assert (found.mean, found.n) == (4.0, 6)
+        assert found.std == pytest.approx(sqrt(2))
+        assert found.ci95 == pytest.approx(4.302653 * 2 / sqrt(3), rel=1e-6)
+
+    def test_one_pass_is_the_plain_interval(self) -> None:
+        found = merged_estimate([[1.0, 2.0, 3.0], []])
+        assert found.ci95 == pytest.approx(4.302653 / sqrt(3), rel=1e-6)
+        assert (found.mean, found.std, found.n) == (2.0, 1.0, 3)
+
+    def test_the_instruments_error_is_added_in_quadrature(self) -> None:
+        assert merged_estimate([[2.0, 2.0], [4.0, 4.0]], instrument_ci95=0.5).ci95 == 0.5
+        assert merged_estimate([[1.0, 2.0, 3.0]], 3.0).ci95 == pytest.approx(
+            sqrt(9 + 4.302653**2 / 3), rel=1e-6
+        )
+
+    def test_what_cannot_be_told_is_nan(self) -> None:
+        assert merged_estimate([[], []]).n == 0
+        single = merged_estimate([[1.0], [3.0]])
+        assert single.mean == 2
+        assert np.isnan([single.std, single.ci95]).all()
+        three = merged_estimate([[1.0], [3.0], [5.0]])
+        assert np.isnan(three.std)
+        assert three.ci95 == pytest.approx(4.302653 * 2 / sqrt(3), rel=1e-6)
 
 
 class TestRefusal:

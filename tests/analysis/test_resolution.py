@@ -101,6 +101,41 @@ def test_sizes_are_looked_up_and_doubles_refused(sweep: resolution.Sweep, tmp_pa
         mixed.fixed("num_frames")
 
 
+def test_each_board_is_a_sweep_of_its_own_sizes(sweep: resolution.Sweep) -> None:
+    boards = sweep.boards
+    assert list(boards) == ["GPU-C", "GPU-A", "GPU-B"]
+    assert [len(board.rows) for board in boards.values()] == [5, 4, 1]
+    fit = boards["GPU-A"].predictors["single_mu"].fit
+    assert fit is not None
+    slower = synthetic.SLOWER
+    assert fit.value == pytest.approx(synthetic.MU * (1 + slower) / (2 * slower), rel=1e-6)
+    energy, latency = (boards["GPU-A"].rows[name] for name in ("gpu_energy_Wh", "latency_s"))
+    np.testing.assert_allclose(3600 * energy / latency, synthetic.POWER_W)
+
+
+@pytest.mark.parametrize("uuids", ["GPU-A", "", float("nan"), "GPU-A;"])
+def test_passes_without_a_board_each_belong_to_none(uuids: object) -> None:
+    row = pd.Series({"latency_s_pass_means": "2;4", "gpu_uuids": uuids})
+    assert resolution.board_means(row, "latency_s") == {}
+
+
+def test_passes_of_one_board_are_averaged() -> None:
+    row = pd.Series({"latency_s_pass_means": "2;5;4", "gpu_uuids": "A;B;A"})
+    assert resolution.board_means(row, "latency_s") == {"A": 3, "B": 5}
+    assert resolution.pass_means(pd.Series({"latency_s_pass_means": 2.5}), "latency_s") == [2.5]
+
+
+def test_bars_show_the_passes_where_they_lie_further_apart_than_the_interval() -> None:
+    rows = pd.DataFrame(
+        {
+            "t": [100.0, 100.0, 100.0],
+            "t_ci95": [1.0, 3.0, np.nan],
+            "t_pass_spread_percent": [4.0, 4.0, np.nan],
+        }
+    )
+    assert resolution.half_bars(rows, "t").tolist() == [2, 3, 0]
+
+
 def test_figure_2_has_four_panels_with_strips_units_and_one_legend(sweep: resolution.Sweep) -> None:
     figure = resolution.figure_resolution(sweep)
     labels = {axes.get_ylabel() for axes in figure.axes}

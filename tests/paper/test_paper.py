@@ -86,6 +86,32 @@ def test_numbers_lead_back_to_their_cells(built: dict[str, dict[str, Any]]) -> N
     assert checked > 40
 
 
+def test_what_the_prose_says_of_boards_and_power_is_so(built: dict[str, dict[str, Any]]) -> None:
+    """Words that no key carries: the statements of "Boards", "One efficiency", "Power" and "Quadratic?"."""
+    table = pd.read_csv(ROOT / "results/aggregated/h200/configurations.csv")
+    rows = table[(table["experiment"] == "resolution") & (table["status"] == "ok")]
+    rows = rows.assign(pixels=rows["height"] * rows["width"]).sort_values("pixels")
+    value = {key: number["value"] for key, number in built.items()}
+    assert (rows["gpus"] == rows["passes"]).all(), "the passes of a size are always on different boards"
+    assert value["resolution.one_board.sizes"] == value["resolution.sizes"], "one board measured all sizes"
+    assert value["resolution.boards.a.least"] > max(0, value["resolution.boards.b.most"])
+    first, second = (value[f"conditions.720x1280.clock_pass{number}"] for number in (1, 2))
+    assert first < second, "the slower board has the lower clock"
+    assert rows["mean_power_W"].idxmin() == rows.index[0], "the least power is that of the smallest size"
+    assert "256x256" in built["slow.generations"]["source"]["row"]
+    assert value["conditions.smallest.clock"] > value["conditions.largest.clock"]
+    assert rows["mfu"].iloc[0] == rows["mfu"].min()
+    assert rows["mfu"].iloc[-1] == rows["mfu"].max()
+    for key in ("paper_refitted", "single_mu"):
+        assert value[f"resolution.one_board.{key}.mape_latency"] > 10, "no single µ serves both"
+        assert value[f"resolution.{key}.error_smallest"] < -20
+    exponents = [
+        value[f"resolution.exponent.{pair}.latency"] for pair in ("256x256.480x832", "480x832.720x1280")
+    ]
+    assert exponents[0] < exponents[1] < 2
+    assert value["resolution.spread.latency_median"] > 5 * value["resolution.repetition.latency"]
+
+
 # (b) every key exists, and every number is used
 
 

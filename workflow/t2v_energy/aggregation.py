@@ -3,6 +3,12 @@
 ``measurements.parquet`` has one row a span of a measured generation; ``configurations.csv`` one row a
 configuration × protocol × attention kernel, its passes merged (``contracts.md``). Energies of single spans
 are in joules, of whole videos in watt-hours; every interval is 95 % except where its name says ``ci90``.
+
+Generations of one pass share a board, a host and some minutes: they are no independent sample of a GPU model.
+So every mean is the mean of the passes' means, however many generations each pass took, and ``_std`` is the
+scatter of a generation about its own pass's mean. What ``_ci95`` holds depends on how many passes there are
+(:func:`merged_estimate`): repetition alone with one or two, passes as the units from three on. How far the
+passes lie apart is a column of its own, ``_pass_spread_percent``.
 """
 
 from __future__ import annotations
@@ -11,18 +17,21 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import nan
+from math import hypot, isfinite, nan, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.stats import t as student_t
 
 from t2v_energy.config import load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import (
+    CONFIDENCE,
     Array,
+    Estimate,
     Generation,
     composed_latency_s,
     estimate,
@@ -39,9 +48,12 @@ from t2v_energy.work import true_work
 J_PER_WH = 3600.0
 B_PER_GIB = 2**30
 CI95_PER_CI90 = 1.96 / 1.645  # the instrument's interval is taken as normal
+MIN_PASSES_AS_UNITS = 3  # the t-interval over two means is ± 6.35 times their distance: no use to anyone
 
 QUANTITIES = ("latency_s", "gpu_energy_Wh", "cpu_energy_Wh", "ram_energy_Wh")
 ENERGIES = QUANTITIES[1:]
+SPREAD = ("latency_s", "gpu_energy_Wh")
+"""Quantities whose passes are compared."""
 IDLE = ("idle_before", "idle_after")
 CODECARBON = (
     "codecarbon_gpu_energy_Wh",
@@ -347,28 +359,64 @@ def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     """One row; of a configuration that was not measured to its end, every quantity is NaN."""
     record = passes[0].record
     measured = [m for m in passes if m.generations]
-    videos = pd.concat([m.videos for m in passes], ignore_index=True)
+    videos = _mean_videos(passes)
     named = ("campaign", "configuration_id", "pass_index")
     row = {name: value for name, value in _identity(record).items() if name not in named}
     row["status"] = record.status
-    row |= _quantities(videos) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
+    row |= _quantities(passes) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
     row["mfu"] = _mfu(record, row["latency_s"], root)
-    return row | _memory(measured) | _codecarbon(measured) | _provenance(passes)
+    return row | _memory(measured) | _codecarbon(measured) | _pass_means(passes) | _provenance(passes)
 
 
-def _quantities(videos: pd.DataFrame) -> dict[str, float]:
-    """Each quantity's mean with ``_std``, ``_ci95`` (half-width), ``_n``, over all passes' generations.
+def _mean_videos(passes: list[_Measurement]) -> pd.DataFrame:
+    """One row a measured pass: the mean of its generations, of every column of ``videos``."""
+    means = [m.videos.mean(skipna=False).to_frame().T for m in passes if m.generations]
+    return pd.concat(means, ignore_index=True) if means else passes[0].videos
+
+
+def _quantities(passes: list[_Measurement]) -> dict[str, float]:
+    """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (generations).
 
     Intervals of modelled and constant energies show how far latency scatters, not how good the model is.
     """
     row: dict[str, float] = {}
     for name in QUANTITIES:
-        values = videos[name].dropna()
-        # Whatever the counter gets wrong at an edge it may get wrong alike each time: not averaged down.
-        instrument = videos["gpu_energy_Wh_instrument_ci95"].mean() if name == "gpu_energy_Wh" else 0.0
-        found = estimate(values.to_numpy(), instrument)
+        by_pass = [m.videos[name].dropna().to_numpy() for m in passes]
+        instrument_ci95 = 0.0
+        if name == "gpu_energy_Wh":
+            # What the counter gets wrong at an edge it may get wrong alike each time: not averaged down.
+            instrument_ci95 = _mean_videos(passes)["gpu_energy_Wh_instrument_ci95"].mean()
+        found = merged_estimate(by_pass, instrument_ci95)
         row |= {name: found.mean, f"{name}_std": found.std, f"{name}_ci95": found.ci95, f"{name}_n": found.n}
     return row
+
+
+def merged_estimate(passes: Sequence[ArrayLike], instrument_ci95: float = 0.0) -> Estimate:
+    """Mean of the passes' means; each pass is the values of its generations, and an empty one is left out.
+
+    ``std`` is the root mean square of the passes' standard deviations: the scatter of repetition.  ``ci95``
+    is of repetition, too, while there are one or two passes: the standard errors of their means in
+    quadrature, with Welch and Satterthwaite's degrees of freedom (one pass: the plain t-interval).  It says
+    how well the mean of *these* passes is known and nothing about another board or hour; the passes' spread
+    stands beside it.  From three passes on they are the units, and ``ci95`` is the t-interval over their
+    means.  ``instrument_ci95`` is combined in quadrature.  What cannot be told is NaN: ``std``, and ``ci95``
+    of fewer than three passes, where a pass has but one generation.
+    """
+    filled = [values for values in passes if np.size(values)]
+    if len(filled) < 2:
+        return estimate(filled[0] if filled else [], instrument_ci95)
+    found = [estimate(values) for values in filled]
+    means = np.array([e.mean for e in found])
+    std = sqrt(float(np.mean([e.std**2 for e in found])))
+    n = sum(e.n for e in found)
+    if len(found) >= MIN_PASSES_AS_UNITS:
+        return Estimate(float(means.mean()), std, estimate(means, instrument_ci95).ci95, n)
+    variances = np.array([e.std**2 / e.n for e in found])  # of the means
+    scatter = sqrt(variances.sum()) / len(found)
+    if scatter > 0:
+        freedom = variances.sum() ** 2 / np.sum(variances**2 / [e.n - 1 for e in found])
+        scatter *= float(student_t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return Estimate(float(means.mean()), std, hypot(scatter, instrument_ci95), n)
 
 
 def _kinds(passes: list[_Measurement]) -> dict[str, str]:
@@ -386,7 +434,10 @@ def _kinds(passes: list[_Measurement]) -> dict[str, str]:
 
 
 def _shares(videos: pd.DataFrame) -> dict[str, float]:
-    """Each stage's part of the whole video's time and GPU energy; what no span covers is in neither."""
+    """Each stage's part of the whole video's time and GPU energy; what no span covers is in neither.
+
+    ``videos`` has one row a pass, so that passes count alike.
+    """
     total_s = videos["latency_s"].sum()
     total_J = videos["gpu_energy_Wh"].sum(skipna=False) * J_PER_WH
     row = {}
@@ -399,14 +450,14 @@ def _shares(videos: pd.DataFrame) -> dict[str, float]:
 
 
 def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
-    """The denoising step, the part that comes once, and powers (W)."""
-    found = [g for m in passes for g in m.generations]
-    steps = [g.step_durations_s for g in found]
+    """The denoising step, the part that comes once, and powers (W); ``videos`` has one row a pass."""
+    steps = [float(np.mean([g.mean_step_s for g in m.generations])) for m in passes]
+    sems = [s * step_sem_percent(m.generations) for s, m in zip(steps, passes, strict=True)]
     idle_s = sum(m.idle_s for m in passes)
     energy_J = videos["gpu_energy_Wh"].mean(skipna=False) * J_PER_WH
     return {
-        "step_time_s": float(np.concatenate(steps).mean()) if steps else nan,
-        "step_time_sem_percent": step_sem_percent(found),
+        "step_time_s": float(np.mean(steps)) if steps else nan,
+        "step_time_sem_percent": hypot(*sems) / sum(steps) if steps else nan,
         "step_energy_J": videos["step_energy_J"].mean(skipna=False),
         "once_s": videos["once_s"].mean(),
         "mean_power_W": energy_J / videos["latency_s"].mean(),
@@ -453,6 +504,23 @@ def _codecarbon(passes: list[_Measurement]) -> dict[str, float]:
         sum(m.stretch_s for m in known),
     )
     return dict(zip(CODECARBON, values, strict=True))
+
+
+def _pass_means(passes: list[_Measurement]) -> dict[str, Any]:
+    """How far the passes lie apart, and on which board each ran; lists are joined by ``;`` in their order.
+
+    ``_pass_spread_percent`` is (largest − smallest pass mean) / mean of pass means × 100, NaN for one pass.
+    """
+    ordered = sorted(passes, key=lambda m: m.record.pass_index)
+    uuids = [m.record.environment.gpu.uuid for m in ordered if m.record.environment.gpu]
+    row: dict[str, Any] = {"gpus": len(set(uuids)), "gpu_uuids": ";".join(uuids)}
+    for name in SPREAD:
+        found = (float(m.videos[name].mean(skipna=False)) for m in ordered if m.generations)
+        means = [mean for mean in found if isfinite(mean)]
+        row[f"{name}_pass_means"] = ";".join(f"{mean:.8g}" for mean in means)
+        several = len(means) > 1
+        row[f"{name}_pass_spread_percent"] = 100 * float(np.ptp(means) / np.mean(means)) if several else nan
+    return row
 
 
 def _provenance(passes: list[_Measurement]) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
+
+from t2v_energy.analysis.conditions import conditions
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import record_paths
 
@@ -35,6 +39,10 @@ class Facts:
         measuring_Wh: what the energy counter rose by from its first kept tick to its last, summed (Wh).
         tick_s: median time between two changes of the counter (s).
         flagged: records that carry a flag.
+        boards: GPUs with a UUID of their own.
+        passes: randomised passes over the experiment.
+        between_min: from the first record's origin to the last one's end, by the hosts' clocks (min).
+        generations: one row a measured generation (:func:`t2v_energy.analysis.conditions.conditions`).
     """
 
     folder: str
@@ -52,6 +60,10 @@ class Facts:
     measuring_Wh: float | None
     tick_s: float | None
     flagged: int
+    boards: int
+    passes: int
+    between_min: float
+    generations: pd.DataFrame
 
 
 def repository_root(start: Path) -> Path:
@@ -104,6 +116,10 @@ def read_facts(folder: str, root: Path = Path()) -> Facts:
         # Ticks are kept around windows only; the median ignores the pauses between them.
         tick_s=median(b - a for t in ticks for a, b in pairwise(t["time_s"])) if ticks else None,
         flagged=sum(bool(r["flags"]) for r in records),
+        boards=len({g["uuid"] for g in gpus}),
+        passes=len({r["pass_index"] for r in records}),
+        between_min=_between_min(records),
+        generations=conditions(records),
     )
 
 
@@ -130,6 +146,13 @@ def _settings(records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
             remedy="keep them in different campaigns",
         )
     return settings
+
+
+def _between_min(records: list[dict[str, Any]]) -> float:
+    starts = [datetime.fromisoformat(r["origin"]["utc"]) for r in records]
+    lengths_s = [max(r["windows"]["end_s"], default=0.0) for r in records]
+    ends = [start + timedelta(seconds=s) for start, s in zip(starts, lengths_s, strict=True)]
+    return (max(ends) - min(starts)).total_seconds() / 60
 
 
 def _counted_Wh(ticks: list[dict[str, Any]]) -> float | None:

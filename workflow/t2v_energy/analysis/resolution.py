@@ -208,6 +208,26 @@ class Sweep:
         flop = self.flop(predictor.count).sum(axis=1)
         return pd.Series(getattr(predictor, quantity)(flop), self.rows.index)
 
+    @cached_property
+    def boards(self) -> dict[str, Sweep]:
+        """By GPU UUID, the sweep as that board alone measured it: its sizes, and the mean of its passes.
+
+        Those with more sizes come first.  Only latency and GPU energy are the board's own, and their
+        intervals are unknown (NaN).
+        """
+        rows: dict[str, list[pd.Series]] = {}
+        for _, row in self.rows.iterrows():
+            values = {quantity: board_means(row, quantity) for quantity in ("latency_s", "gpu_energy_Wh")}
+            for uuid in values["latency_s"]:
+                own = {q: found.get(uuid, float("nan")) for q, found in values.items()}
+                own |= {f"{q}_ci95": float("nan") for q in values}
+                rows.setdefault(uuid, []).append(row.drop(list(own)).combine_first(pd.Series(own)))
+        ordered = sorted(rows, key=lambda uuid: (-len(rows[uuid]), uuid))
+        return {
+            uuid: Sweep(pd.DataFrame(rows[uuid]).infer_objects(), self.model, self.accelerator, self.source)
+            for uuid in ordered
+        }
+
     @property
     def has_gpu_energy(self) -> bool:
         """Whether any row has a GPU energy (there is none without a counter)."""
@@ -269,6 +289,33 @@ def read_sweep(root: Path, campaign: str, configurations: Path, experiment: str 
     return Sweep(rows, load_model(root, models[0]), accelerator, str(configurations))
 
 
+def pass_means(row: pd.Series, column: str) -> list[float]:
+    """Mean of each pass of a row of configurations.csv, in the passes' order."""
+    text = str(row[f"{column}_pass_means"])
+    return [float(mean) for mean in text.split(";")] if text not in ("", "nan") else []
+
+
+def board_means(row: pd.Series, column: str) -> dict[str, float]:
+    """Mean of each board's passes of a row, by GPU UUID; empty where passes and UUIDs do not correspond."""
+    means, uuids = pass_means(row, column), str(row["gpu_uuids"]).split(";")
+    if len(means) != len(uuids) or not all(uuid.strip() for uuid in uuids) or uuids == ["nan"]:
+        return {}
+    by_board: dict[str, list[float]] = {}
+    for uuid, mean in zip(uuids, means, strict=True):
+        by_board.setdefault(uuid, []).append(mean)
+    return {uuid: sum(values) / len(values) for uuid, values in by_board.items()}
+
+
+def half_bars(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Half-lengths of a figure's bars: the 95 % interval or half the passes' spread, whichever is longer.
+
+    The interval of few passes holds repetition only (:func:`t2v_energy.aggregation.merged_estimate`); bars
+    that left the passes' spread out would look surer than the points are.  Unknown ones are 0.
+    """
+    spread = rows[f"{column}_pass_spread_percent"] / 200 * rows[column]
+    return pd.concat([rows[f"{column}_ci95"], spread], axis="columns").max(axis="columns").fillna(0)
+
+
 def local_exponent(
     first: pd.Series, second: pd.Series, column: str, tokens: tuple[float, float]
 ) -> tuple[float, float]:
@@ -299,8 +346,8 @@ def figure_resolution(sweep: Sweep) -> Figure:
 
     Rows: the study's formula and the true architecture, each at the µ fitted to these measurements (written
     in the panel), with the theory's error in percent of the measurement in a strip below.  The dashed line
-    is the study's model with its own constants.  Bars are 95 % intervals.  Where a campaign has no GPU
-    energy, the right column shows the CPU's, without theory.
+    is the study's model with its own constants.  Bars are those of :func:`half_bars`.  Where a campaign has
+    no GPU energy, the right column shows the CPU's, without theory.
     """
     style.apply()
     columns = (_Column("latency_s", "Latency of one video (s)", True), _energy_column(sweep))
@@ -362,7 +409,7 @@ def _panel(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
     axes.errorbar(
         rows["pixels"] / 1e6,
         rows[column.quantity],
-        yerr=rows[f"{column.quantity}_ci95"].fillna(0),
+        yerr=half_bars(rows, column.quantity) if column.theory else rows[f"{column.quantity}_ci95"].fillna(0),
         fmt="o",
         color=style.MEASURED_COLOUR,
         markersize=3.2,
@@ -406,7 +453,7 @@ def _stack(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
 
 
 def _error_strip(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> None:
-    """Signed error of the theory, percent of each measurement; bars are the measurement's interval."""
+    """Signed error of the theory, percent of each measurement; bars as in :func:`half_bars`."""
     axes.axhline(0, color=style.PRINTED_COLOUR, linewidth=0.6)
     if not column.theory:
         return
@@ -415,7 +462,7 @@ def _error_strip(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor
     axes.errorbar(
         sweep.rows["pixels"] / 1e6,
         error,
-        yerr=(100 * sweep.rows[f"{column.quantity}_ci95"] / measured).fillna(0),
+        yerr=100 * half_bars(sweep.rows, column.quantity) / measured,
         fmt="o",
         color=style.MEASURED_COLOUR,
         markersize=2.4,
@@ -435,7 +482,7 @@ def _legend(figure: Figure, sweep: Sweep) -> None:
         "markersize": 3.5,
         "linestyle": "none",
     }
-    handles.append(Line2D([], [], label="Measured (bars: 95 % CI)", **measured))
+    handles.append(Line2D([], [], label="Measured (bars: passes or 95 % CI)", **measured))
     if not sweep.accelerator.nominal:
         printed = sweep.predictors["paper"]
         label = f"The study's own µ = {printed.efficiency} (H100, {printed.power_W:.0f} W)"

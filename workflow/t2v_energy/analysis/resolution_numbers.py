@@ -12,9 +12,11 @@ from math import hypot, isfinite, isnan, log
 
 import pandas as pd
 
+from t2v_energy.analysis.conditions import slow_generations
 from t2v_energy.analysis.facts import Facts
 from t2v_energy.analysis.numbers import Number, Source, decimals, with_half_width
-from t2v_energy.analysis.resolution import Efficiency, Sweep, local_exponent
+from t2v_energy.analysis.resolution import Efficiency, Sweep, board_means, local_exponent, pass_means
+from t2v_energy.analysis.tables import mape_percent
 from t2v_energy.errors import UserError
 from t2v_energy.measurement import validity
 from t2v_energy.work import paper
@@ -49,7 +51,12 @@ def resolution_numbers(sweep: Sweep, table: pd.DataFrame, table_file: str, facts
         *(_size_numbers(sweep, label, row) for label, row in _named_rows(sweep).items()),
         _range_numbers(sweep),
         _exponent_numbers(sweep),
+        _spread_numbers(sweep),
+        _board_numbers(sweep),
+        _condition_numbers(sweep, facts),
+        _slow_numbers(facts),
         _efficiency_numbers(sweep),
+        _one_board_numbers(sweep),
         _error_numbers(sweep, table, table_file),
         _work_numbers(sweep),
     )
@@ -105,6 +112,13 @@ def setup_numbers(facts: Facts) -> Numbers:
         for key, (name, column) in names.items()
         if name
     }
+    numbers["setup.passes"] = Number(facts.passes, "", "constant", _records(facts, "pass_index"))
+    numbers["setup.between"] = Number(
+        facts.between_min, "min", "measured", _records(facts, "origin.utc: last end − first")
+    )
+    if facts.boards:
+        source = _records(facts, "environment.gpu.uuid: distinct")
+        numbers["setup.boards"] = Number(facts.boards, "", "constant", source)
     if facts.power_limit_W is not None:
         source = _records(facts, "environment.gpu.power_limit_W")
         numbers["setup.power_limit"] = Number(facts.power_limit_W, "W", "measured", source)
@@ -189,6 +203,12 @@ def _counter_numbers(sweep: Sweep) -> Numbers:
         "resolution.power_least": _extreme(sweep, "mean_power_W", "min", "W", significant=3),
         "resolution.power_most": _extreme(sweep, "mean_power_W", "max", "W", significant=3),
     }
+    least, most = float(rows["mean_power_W"].min()), float(rows["mean_power_W"].max())
+    if most > 0:
+        column = "1 − least / largest mean_power_W"
+        source = Source(sweep.source, "experiment=resolution, status=ok", column)
+        value = 100 * (1 - least / most)
+        numbers["resolution.power_range"] = Number(value, "%", "measured", source, digits=1)
     if difference.notna().any():
         row = rows.iloc[int(difference.argmax())]
         source = Source(
@@ -287,11 +307,176 @@ def _exponent_numbers(sweep: Sweep) -> Numbers:
                     "",
                     "measured",
                     Source(sweep.source, where, f"{quantity} over tokens"),
-                    significant=4,
+                    significant=3,
                 )
+        numbers |= _exponents_of_boards(sweep, a, b, prefix)
         slope = log(works[1].total_flop / works[0].total_flop) / log(tokens[1] / tokens[0])
         source = Source("t2v_energy.work.true_work", where, "total_flop over tokens")
         numbers[f"{prefix}.work"] = Number(slope, "", "modelled", source, digits=2)
+    return numbers
+
+
+def _exponents_of_boards(sweep: Sweep, first: pd.Series, second: pd.Series, prefix: str) -> Numbers:
+    """Least and largest exponent of latency among the boards that measured both sizes."""
+    ends = (board_means(first, "latency_s"), board_means(second, "latency_s"))
+    distance = log(float(second["pixels"]) / float(first["pixels"]))
+    slopes = [log(ends[1][uuid] / ends[0][uuid]) / distance for uuid in ends[0].keys() & ends[1].keys()]
+    where = f"{row_label(first)} to {row_label(second)}, {len(slopes)} boards"
+    source = Source(sweep.source, where, "latency_s_pass_means over height × width, by gpu_uuids")
+    found = {"least": min(slopes), "most": max(slopes)} if len(slopes) > 1 else {}
+    return {
+        f"{prefix}.latency_{name}": Number(slope, "", "measured", source, digits=2)
+        for name, slope in found.items()
+    }
+
+
+# --- passes and boards --------------------------------------------------------------------------------------
+
+
+def _spread_numbers(sweep: Sweep) -> Numbers:
+    """How far the passes lie apart over all sizes and at the named ones, beside the scatter of repetition."""
+    numbers: Numbers = {}
+    rows, everywhere = sweep.rows, "experiment=resolution, status=ok"
+    for quantity in QUANTITIES:
+        name, column = quantity.rsplit("_", 1)[0], f"{quantity}_pass_spread_percent"
+        if not rows[column].notna().any():
+            continue
+        source = Source(sweep.source, everywhere, f"median of {column}")
+        median = float(rows[column].median())
+        numbers[f"resolution.spread.{name}_median"] = Number(median, "%", "measured", source, digits=1)
+        most = _extreme(sweep, column, "max", "%")
+        numbers[f"resolution.spread.{name}_most"] = most
+        source = Source(sweep.source, everywhere, f"median of {quantity}_std / {quantity}")
+        scatter = float((100 * rows[f"{quantity}_std"] / rows[quantity]).median())
+        if isfinite(scatter):
+            digits = decimals(scatter, 2)
+            numbers[f"resolution.repetition.{name}"] = Number(scatter, "%", "measured", source, digits=digits)
+        for label, named in _named_rows(sweep).items():
+            value = float(named[column])
+            if isfinite(value):
+                where = Source(sweep.source, row_label(named), column)
+                numbers[f"resolution.{label}.{name}_spread"] = Number(value, "%", "measured", where, digits=1)
+    height, width = DESCRIBED_SIZES[-1]
+    if (row := sweep.at(height, width)) is not None:
+        for quantity, unit in QUANTITIES.items():
+            for number, mean in enumerate(pass_means(row, quantity), 1):
+                key = f"resolution.{height}x{width}.{quantity.rsplit('_', 1)[0]}_pass{number}"
+                where = Source(sweep.source, row_label(row), f"{quantity}_pass_means, {number}")
+                numbers[key] = Number(mean, unit, "measured", where, digits=decimals(mean, 4))
+    smallest = sweep.rows.iloc[0]
+    pairs = zip(pass_means(smallest, "gpu_energy_Wh"), pass_means(smallest, "latency_s"), strict=False)
+    for number, (energy, latency) in enumerate(pairs, 1):
+        where = Source(sweep.source, row_label(smallest), f"gpu_energy_Wh / latency_s of pass {number}")
+        numbers[f"resolution.smallest.power_pass{number}"] = Number(
+            3600 * energy / latency, "W", "measured", where
+        )
+    return numbers
+
+
+def _board_numbers(sweep: Sweep) -> Numbers:
+    """Latency of the first pass against the second's, by the pair of boards that they ran on.
+
+    Pairs are called a, b, … in the order of how many sizes they have.  The smallest size is left out: what
+    it shows is the host (:func:`_slow_numbers`).
+    """
+    numbers: Numbers = {}
+    pairs: dict[str, list[float]] = {}
+    for _, row in sweep.rows.iloc[1:].iterrows():
+        means, uuids = pass_means(row, "latency_s"), str(row["gpu_uuids"])
+        if len(means) == 2 and len(set(uuids.split(";"))) == 2:
+            pairs.setdefault(uuids, []).append(100 * (means[0] / means[1] - 1))
+    ordered = sorted(pairs.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    for label, (uuids, differences) in zip("abcdefgh", ordered, strict=False):
+        source = Source(sweep.source, f"gpu_uuids={uuids}, all but the smallest size", "latency_s_pass_means")
+        prefix = f"resolution.boards.{label}"
+        numbers[f"{prefix}.sizes"] = Number(len(differences), "", "constant", source)
+        for name, value in (("least", min(differences)), ("most", max(differences))):
+            numbers[f"{prefix}.{name}"] = Number(value, "%", "measured", source, digits=1)
+    return numbers
+
+
+def _condition_numbers(sweep: Sweep, facts: Facts) -> Numbers:
+    """Temperature, clock and power cap during the denoising loops, and the clock at some sizes."""
+    rows = facts.generations
+    numbers: Numbers = {}
+    whole = {
+        "temperature_least": (rows["temperature_least_C"].min(), "°C", "temperature_C: least"),
+        "temperature_most": (rows["temperature_most_C"].max(), "°C", "temperature_C: largest"),
+        "clock_least": (rows["clock_least_MHz"].min(), "MHz", "sm_clock_MHz: least"),
+        "clock_most": (rows["clock_most_MHz"].max(), "MHz", "sm_clock_MHz: largest"),
+    }
+    for name, (value, unit, column) in whole.items():
+        if isfinite(value):
+            source = _records(facts, f"samples.{column} within the denoising loops")
+            numbers[f"conditions.{name}"] = Number(float(value), unit, "measured", source)
+
+    capped, weights = rows["capped_percent"].dropna(), rows["samples"][rows["capped_percent"].notna()]
+    if weights.sum() > 0:
+        source = _records(facts, "samples.throttle_reasons & 4 within the denoising loops")
+        value = float((capped * weights).sum() / weights.sum())
+        numbers["conditions.capped"] = Number(value, "%", "measured", source)
+
+    def clock(height: int, width: int, key: str, pass_index: int | None = None) -> None:
+        of_size = rows[(rows["height"] == height) & (rows["width"] == width)]
+        if pass_index is not None:
+            of_size = of_size[of_size["pass_index"] == pass_index]
+        value = float(of_size["clock_median_MHz"].mean())
+        if isfinite(value):
+            where = f"{height}×{width}" + (f", pass {pass_index}" if pass_index is not None else "")
+            source = Source(facts.folder, where, "samples.sm_clock_MHz: mean of the loops' medians")
+            numbers[key] = Number(value, "MHz", "measured", source)
+
+    for label, row in (("smallest", sweep.rows.iloc[0]), ("largest", sweep.rows.iloc[-1])):
+        clock(int(row["height"]), int(row["width"]), f"conditions.{label}.clock")
+    height, width = DESCRIBED_SIZES[-1]
+    for pass_index in (1, 2):
+        clock(height, width, f"conditions.{height}x{width}.clock_pass{pass_index}", pass_index)
+    return numbers
+
+
+def _slow_numbers(facts: Facts) -> Numbers:
+    """The one record that has slow generations: how slow, and at which power and clock."""
+    rows = slow_generations(facts.generations)
+    if rows["record"].nunique() != 1:
+        return {}
+    slow, rest = rows[rows["slow"]], rows[~rows["slow"]]
+    record = rows["record"].iloc[0]
+
+    def number(value: float, unit: str, column: str) -> Number:
+        source = Source(facts.folder, record, column)
+        return Number(float(value), unit, "measured" if unit else "constant", source)
+
+    excess = 100 * (slow["step_s"].mean() / rest["step_s"].mean() - 1)
+    found = {
+        "slow.generations": number(len(slow), "", "generations with a mean step above 1.1 × the median"),
+        "slow.of": number(len(rows), "", "generations"),
+        "slow.step_excess": number(excess, "%", "mean step time: slow / other generations − 1"),
+    }
+    for name, part in (("slow", slow), ("rest", rest)):
+        if isfinite(part["power_W"].mean()):
+            column = f"samples.power_instant_W: {name} generations"
+            found[f"slow.power_{name}"] = number(part["power_W"].mean(), "W", column)
+    if isfinite(slow["clock_least_MHz"].min()):
+        found["slow.clock_least"] = number(slow["clock_least_MHz"].min(), "MHz", "samples.sm_clock_MHz: slow")
+    return found
+
+
+def _one_board_numbers(sweep: Sweep) -> Numbers:
+    """µ and errors of the two fitted predictors on the board that measured most sizes, alone."""
+    if len(sweep.boards) < 2:
+        return {}
+    uuid, board = next(iter(sweep.boards.items()))
+    if len(board.rows) < 2:
+        return {}
+    where = f"experiment=resolution, {uuid}"
+    source = Source(sweep.source, where, "latency_s_pass_means over FLOP")
+    numbers = {"resolution.one_board.sizes": Number(len(board.rows), "", "constant", source)}
+    for key in FITTED:
+        fit = board.predictors[key].fit
+        assert fit is not None
+        numbers[f"resolution.one_board.{key}.efficiency"] = _fitted(fit, source)
+        error = mape_percent(board.predicted(key, "latency_s"), board.rows["latency_s"])
+        numbers[f"resolution.one_board.{key}.mape_latency"] = Number(error, "%", "modelled", source, digits=1)
     return numbers
 
 
