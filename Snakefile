@@ -4,7 +4,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from t2v_energy.dag import read_dag
+from t2v_energy.dag import workflow_dag
 
 min_version("9.25")
 
@@ -12,7 +12,7 @@ min_version("9.25")
 configfile: "config/config.yaml"
 
 
-STUDY = read_dag(Path(workflow.basedir), config)
+STUDY = workflow_dag(Path(workflow.basedir), config)
 
 
 # One GPU for each submission: jobs of a group run one after the other, on the same GPU; and a limit of

@@ -29,7 +29,7 @@ from records import (
 from t2v_energy.aggregation import aggregate, merged_estimate
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import Record, to_json
+from t2v_energy.measurement.record import Record, record_paths, to_json
 from t2v_energy.work import true_work
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def tables(folder: Path, *records: Record) -> tuple[pd.DataFrame, pd.DataFrame]:
     for record in records:
         write(record, folder / "raw")
     parquet, csv = folder / "built" / "measurements.parquet", folder / "built" / "configurations.csv"
-    aggregate({"resolution": folder / "raw"}, parquet, csv, ROOT)
+    aggregate({"resolution": record_paths(folder / "raw")}, parquet, csv, ROOT)
     return pd.read_parquet(parquet), pd.read_csv(csv, keep_default_na=True)
 
 
@@ -441,7 +441,7 @@ def test_a_hundred_thousand_spans_in_under_ten_seconds(tmp_path: Path) -> None:
         )
         (raw / f"{name}__full_r1.json").write_text(of_height, encoding="utf-8")
     before = time.process_time()
-    aggregate({"resolution": raw}, tmp_path / "m.parquet", tmp_path / "c.csv", ROOT)
+    aggregate({"resolution": record_paths(raw)}, tmp_path / "m.parquet", tmp_path / "c.csv", ROOT)
     elapsed_s = time.process_time() - before
     spans = pd.read_parquet(tmp_path / "m.parquet", columns=["gpu_energy_J"])
     assert len(spans) == count * measured >= 100_000

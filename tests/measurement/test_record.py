@@ -33,11 +33,13 @@ class TestRoundTrip:
         assert (again.windows, again.ticks) == (record.windows, record.ticks)
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_one_top_level_key_a_line_and_ten_microseconds(self) -> None:
+    def test_one_top_level_key_a_line_and_columns_to_ten_microseconds(self) -> None:
         origin = {"utc": "2025-11-21T00:00:00Z", "monotonic_s": 1.23456789}
-        text = to_json(make_record(origin=origin))
+        windows = Windows(kind=["idle_before"], steps=[0], start_s=[0.123456789], end_s=[1.0])
+        text = to_json(make_record(origin=origin, windows=windows))
         assert len(text.splitlines()) == len(json.loads(text)) + 2
-        assert json.loads(text)["origin"]["monotonic_s"] == 1.23457
+        assert json.loads(text)["windows"]["start_s"] == [0.12346]
+        assert json.loads(text)["origin"]["monotonic_s"] == 1.23456789
 
     def test_a_number_that_is_none_is_not_written(self) -> None:
         windows = Windows(kind=["idle_before"], steps=[0], start_s=[0.0], end_s=[float("nan")])

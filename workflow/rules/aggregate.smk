@@ -3,10 +3,14 @@
 rule aggregate:
     input:
         STUDY.measurements,
+        models=STUDY.model_files,
         code=STUDY.sources(
             "aggregation.py",
             "measurement/composition.py",
+            "measurement/record.py",
+            "measurement/validity.py",
             "metering/attribution.py",
+            "metering/codecarbon.py",
             "work",
         ),
     output:

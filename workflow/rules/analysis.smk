@@ -5,6 +5,7 @@ rule resolution:
         notebook="workflow/notebooks/resolution.ipynb",
         configurations="<aggregated>/configurations.csv",
         records=STUDY.measurements,
+        models=STUDY.model_files,
         code=STUDY.sources("analysis", "work"),
     output:
         figures=multiext("<figures>/fig2", ".pdf", ".png", ".svg"),

@@ -1,11 +1,12 @@
 # Stage 2: one job a batch of configurations, on one GPU.
 # Only the batch's index is declared: Snakemake deletes the outputs of failed jobs, and records must outlive them.
 # Sealed experiments have no batch here; their records are data.  The shell string names no version of the code,
-# so editing the package never sets off hours of measuring.  Ctrl-C leaves tee alone (-i), so that the runner's
-# last words reach the user and the log.
+# so editing the package never sets off hours of measuring.  A job that runs again (other prompts, settings or
+# conditions) measures only what has no record yet, and stops where a record was made otherwise.
+# Ctrl-C leaves tee alone (-i), so that the runner's last words reach the user and the log.
 rule measure_batch:
     input:
-        prompts=ancient("results/prompts/<campaign>.jsonl"),
+        prompts="results/prompts/<campaign>.jsonl",
     output:
         "<raw>/{experiment}/batches/{batch}.json",
     log:
@@ -27,6 +28,7 @@ rule measure_batch:
         ),
     params:
         settings=STUDY.measuring_json,
+        conditions=STUDY.conditions,
     message:
         "Stage 2: measure batch {wildcards.batch} of {wildcards.experiment}"
     shell:

@@ -28,11 +28,11 @@ rule compile_paper:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=STUDY.settings_json,
+        campaign=STUDY.settings.paper_campaign,
     message:
         "Compile the paper"
     shell:
-        "t2v-energy paper --settings {params.settings:q} --source {input.source} --out {output} 2> {log}"
+        "t2v-energy paper --campaign {params.campaign} --source {input.source} --out {output} 2> {log}"
 
 
 rule paper:

@@ -11,7 +11,7 @@ rule prompts:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=STUDY.settings_json,
+        settings=STUDY.prompts_json,
     message:
         "Stage 1: write the prompts of campaign {STUDY.campaign}"
     shell:

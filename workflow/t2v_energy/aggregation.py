@@ -39,7 +39,7 @@ from t2v_energy.measurement.composition import (
     step_sem_percent,
     unspanned_percent,
 )
-from t2v_energy.measurement.record import Record, read_record, record_paths, write_atomically
+from t2v_energy.measurement.record import Record, read_record, write_atomically
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering.attribution import energies_J
 from t2v_energy.metering.codecarbon import cpu_kind
@@ -63,11 +63,12 @@ CODECARBON = (
 )
 
 
-def aggregate(folders: Mapping[str, Path], parquet: Path, csv: Path, root: Path) -> None:
+def aggregate(records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, root: Path) -> None:
     """Write ``measurements.parquet`` and ``configurations.csv`` of one campaign.
 
     Args:
-        folders: each experiment's folder of records.
+        records: each experiment's records, those of its seal or its plan: what else lies in the folder,
+            such as a size that was taken out of the experiment, is left alone.
         parquet, csv: the files to write; folders are made, older files replaced.
         root: the repository's root, whose ``config/`` has the models and accelerators.
 
@@ -75,7 +76,7 @@ def aggregate(folders: Mapping[str, Path], parquet: Path, csv: Path, root: Path)
         UserError: a record is corrupt, truncated, foreign (another experiment's or campaign's) or of
             another schema version; an experiment has no record; a record has no energy where it should.
     """
-    measurements = [_measurement(record) for record in read_records(folders)]
+    measurements = [_measurement(record) for record in read_records(records)]
     spans = _all_spans(measurements)
     rows = pd.DataFrame([_row(group, root) for group in _merged_passes(measurements)])
     parquet.parent.mkdir(parents=True, exist_ok=True)
@@ -85,19 +86,16 @@ def aggregate(folders: Mapping[str, Path], parquet: Path, csv: Path, root: Path)
     write_atomically(csv, _ordered(rows).to_csv(index=False, float_format="%.10g"), overwrite=True)
 
 
-def read_records(folders: Mapping[str, Path]) -> Iterator[Record]:
-    """Every record of every experiment, in the order of ``folders`` and then by name.
+def read_records(records: Mapping[str, Sequence[Path]]) -> Iterator[Record]:
+    """Every record of every experiment, in the order of ``records``.
 
     Raises:
         UserError: a record cannot be read, or belongs to another experiment or campaign than the rest.
     """
     campaign = None
-    for experiment, folder in folders.items():
-        paths = record_paths(folder)
+    for experiment, paths in records.items():
         if not paths:
-            raise UserError(
-                f"experiment {experiment!r} has no records", where=str(folder), remedy="measure it first"
-            )
+            raise UserError(f"experiment {experiment!r} has no records", remedy="measure it first")
         for path in paths:
             record = read_record(path)
             campaign = campaign or record.campaign

@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--experiment")
     sub.add_argument("--batch", help="one batch of the experiment (default: all)")
     sub.add_argument("--prompts", type=Path, help="default: results/prompts/<campaign>.jsonl")
-    sub.add_argument("--allow-shared", action="store_true", help="measure beside others on the GPU, flagged")
+    sub.add_argument(
+        "--allow-shared",
+        action="store_true",
+        help="measure beside others on the GPU; the records are marked invalid",
+    )
 
     sub = command("validate", _validate, "check every record under a folder against the rules of validity")
     sub.add_argument("folder", type=Path, help="results/raw, a campaign's folder or an experiment's")
@@ -80,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True)
 
     sub = command("paper", _paper, "compile the paper")
-    _settings(sub)
+    sub.add_argument(
+        "--campaign", help="whose numbers it takes (default: paper_campaign of config/config.yaml)"
+    )
     sub.add_argument("--source", type=Path, required=True)
     sub.add_argument("--out", type=Path, required=True)
 
@@ -100,7 +106,7 @@ def _mapping(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("must be a JSON object, such as '{\"campaign\": \"smoke\"}'")
+        raise argparse.ArgumentTypeError('must be a JSON object, such as \'{"campaign": "smoke"}\'')
     return value
 
 
@@ -245,16 +251,16 @@ def _seal(options: argparse.Namespace) -> None:
 
 def _aggregate(options: argparse.Namespace) -> None:
     from t2v_energy.aggregation import aggregate
-    from t2v_energy.config import load_campaign
     from t2v_energy.measurement.sealing import is_sealed, verify
-    from t2v_energy.plan import raw_folder
+    from t2v_energy.plan import make_plan, raw_folder
 
-    campaign = load_campaign(options.root, _load(options).campaign)
-    folders = {key: raw_folder(options.root, campaign.key, key) for key in campaign.experiments}
-    for folder in folders.values():
-        if is_sealed(folder):
-            verify(folder)
-    aggregate(folders, options.parquet, options.csv, options.root)
+    plan = make_plan(options.root, _load(options))
+    records = {}
+    for key in plan.campaign.experiments:
+        folder = raw_folder(options.root, plan.campaign.key, key)
+        planned = sorted(folder / item.record for item in plan.items(key))
+        records[key] = verify(folder) if is_sealed(folder) else planned
+    aggregate(records, options.parquet, options.csv, options.root)
 
 
 def _numbers(options: argparse.Namespace) -> None:
@@ -265,8 +271,10 @@ def _numbers(options: argparse.Namespace) -> None:
 
 def _paper(options: argparse.Namespace) -> None:
     from t2v_energy.analysis.paper import compile_paper
+    from t2v_energy.config import load_settings
 
-    compile_paper(options.root, options.source, options.out, campaign=_load(options).paper_campaign)
+    campaign = options.campaign or load_settings(options.root).paper_campaign
+    compile_paper(options.root, options.source, options.out, campaign=campaign)
 
 
 def _meter(options: argparse.Namespace) -> None:

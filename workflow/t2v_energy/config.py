@@ -34,7 +34,11 @@ def _an_importable_class(value: str) -> str:
 
 
 class Strict(BaseModel):
-    """Base of every configuration section: immutable, and unknown keys are errors."""
+    """Base of every configuration section: immutable, and unknown keys are errors.
+
+    Descriptions of fields go into config/README.md (t2v_energy.config_reference); a unit comes first, as in
+    ``[s] …``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,59 +49,70 @@ class Strict(BaseModel):
 class Hub(Strict):
     """Where the published weights are; the revision is pinned so that they cannot change."""
 
-    id: str
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    id: str = Field(description="`owner/name` on the hub")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit that is read, never a branch")
 
 
 class Component(Strict):
     """One part of a pipeline: its class, its published configuration and its weights' type."""
 
-    class_: Annotated[str, Field(alias="class"), AfterValidator(_an_importable_class)]
-    config: dict[str, Any] = {}
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    class_: Annotated[
+        str,
+        Field(alias="class", description="`diffusers.<Class>` or `transformers.<Class>`, nothing else"),
+        AfterValidator(_an_importable_class),
+    ]
+    config: dict[str, Any] = Field({}, description="what that class takes, as published (its own keys)")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None,
+        description="number type of the weights; what the class keeps in float32 stays so; "
+        "null for a part without weights (a scheduler)",
+    )
 
 
 class Tokenizer(Strict):
     """The sizes of the model's tokenizer, for the stand-in used when no hub is reachable."""
 
-    vocab_size: Annotated[int, Field(gt=2)]
-    max_length: Annotated[int, Field(gt=0)]
+    vocab_size: int = Field(gt=2, description="number of token ids")
+    max_length: int = Field(gt=0, description="[tokens] every prompt is padded or cut to this length")
 
 
 class Defaults(Strict):
     """The settings that the model card recommends."""
 
-    height: Annotated[int, Field(gt=0)]
-    width: Annotated[int, Field(gt=0)]
-    num_frames: Annotated[int, Field(gt=0)]
-    num_inference_steps: Annotated[int, Field(gt=0)]
-    guidance_scale: Annotated[float, Field(ge=1)]
-    fps: Positive
+    height: int = Field(gt=0, description="[pixels] height of a frame")
+    width: int = Field(gt=0, description="[pixels] width of a frame")
+    num_frames: int = Field(gt=0, description="frames of the video")
+    num_inference_steps: int = Field(gt=0, description="denoising steps")
+    guidance_scale: float = Field(ge=1, description="strength of classifier-free guidance")
+    fps: Positive = Field(description="[frames/s] of the finished video; costs nothing")
 
 
 class Limits(Strict):
     """What the pipeline accepts: sides divisible by ``size_multiple``; frames = multiple·k + offset."""
 
-    size_multiple: Annotated[int, Field(gt=0)]
-    frames_multiple: Annotated[int, Field(gt=0)]
-    frames_offset: Annotated[int, Field(ge=0)]
+    size_multiple: int = Field(gt=0, description="[pixels] height and width must be multiples of it")
+    frames_multiple: int = Field(gt=0, description="frames must be `frames_multiple`·k + `frames_offset`")
+    frames_offset: int = Field(ge=0, description="see `frames_multiple`")
 
 
 class ModelFile(Strict):
     """One model: what it is built of, how it is run, and which of its calls are timed."""
 
-    key: Key
-    title: str
-    architecture: Literal["wan"]
-    hub: Hub | None = None
-    pipeline: Annotated[str, Field(pattern=r"^[A-Z]\w*Pipeline$")]
-    components: dict[str, Component]
-    tokenizer: Tokenizer
-    defaults: Defaults
-    negative_prompt: str = ""
-    passes_per_step: Annotated[int, Field(ge=1, le=2)]
-    limits: Limits
-    spans: dict[str, Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z_]+$")]]
+    key: Key = Field(description="the file's name without `.yaml`")
+    title: str = Field(description="the model's name for people")
+    architecture: Literal["wan"] = Field(description="which closed forms count its operations")
+    hub: Hub | None = Field(None, description="where the published weights are; null: there are none")
+    pipeline: str = Field(pattern=r"^[A-Z]\w*Pipeline$", description="class of diffusers that generates")
+    components: dict[str, Component] = Field(description="the pipeline's parts, by the pipeline's own names")
+    tokenizer: Tokenizer = Field(description="sizes of the tokenizer, for the stand-in of random weights")
+    defaults: Defaults = Field(description="settings that the model card recommends")
+    negative_prompt: str = Field("", description="text that guidance steers away from")
+    passes_per_step: int = Field(ge=1, le=2, description="denoiser calls a step: 2 with guidance, else 1")
+    limits: Limits = Field(description="sizes and lengths that the pipeline accepts")
+    spans: dict[str, Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z_]+$")]] = Field(
+        description="stage: `<part>.<method>`, the calls that are timed. "
+        "`denoiser` and `scheduler` make up the loop of steps; the rest comes once a video"
+    )
 
 
 # --- config/accelerators.yaml -------------------------------------------------------------------------
@@ -106,24 +121,28 @@ class ModelFile(Strict):
 class Printed(Strict):
     """The values that the study's table 7 prints, kept beside the vendor's."""
 
-    peak_TFLOPs: Positive
-    bandwidth_TB_per_s: Positive
+    peak_TFLOPs: Positive = Field(description="[TFLOP/s] peak as printed")
+    bandwidth_TB_per_s: Positive = Field(description="[TB/s] memory bandwidth as printed")
 
 
 class Accelerator(Strict):
     """Published limits of one accelerator; ``efficiency`` is a constant of the first, simple prediction."""
 
-    title: str
-    peak_bf16_dense_TFLOPs: Positive
-    bandwidth_TB_per_s: Positive
-    board_power_W: Positive
-    memory_GiB: Positive
-    efficiency: Annotated[float, Field(gt=0, le=1)]
-    vae_TFLOPs: Positive
-    sustained_power_fraction: Annotated[float, Field(gt=0, le=1)]
-    source: str
-    nominal: bool = False
-    printed: Printed | None = None
+    title: str = Field(description="the product's name")
+    peak_bf16_dense_TFLOPs: Positive = Field(
+        description="[TFLOP/s] bfloat16 peak without sparsity, float32 accumulation"
+    )
+    bandwidth_TB_per_s: Positive = Field(description="[TB/s] memory bandwidth")
+    board_power_W: Positive = Field(description="[W] power of the whole board")
+    memory_GiB: Positive = Field(description="[GiB] memory")
+    efficiency: float = Field(gt=0, le=1, description="µ of the plan's prediction: share of the peak")
+    vae_TFLOPs: Positive = Field(description="[TFLOP/s] rate of the VAE decoder in the plan's prediction")
+    sustained_power_fraction: float = Field(
+        gt=0, le=1, description="mean power while generating over `board_power_W`, for the plan's prediction"
+    )
+    source: str = Field(description="where the published values are from")
+    nominal: bool = Field(False, description="true: no published values, so no share of the peak is reported")
+    printed: Printed | None = Field(None, description="what the study's table 7 prints, where it has a row")
 
 
 # --- protocols ----------------------------------------------------------------------------------------
@@ -132,30 +151,43 @@ class Accelerator(Strict):
 class FullProtocol(Strict):
     """The study's protocol: whole generations, first to warm up, then measured."""
 
-    warmups: Annotated[int, Field(ge=1)] = 2
-    repetitions: Annotated[int, Field(ge=1)] = 5
+    warmups: int = Field(2, ge=1, description="whole generations that are run first and not counted")
+    repetitions: int = Field(5, ge=1, description="whole generations that are measured")
 
 
 class SampledProtocol(Strict):
     """Generations cut after some denoising steps; the total for S steps is composed from them."""
 
-    warmup_steps: Annotated[int, Field(ge=1)] = 1
-    min_steps: Annotated[int, Field(ge=1)] = 2
-    min_window_s: Positive = 4.0
-    generations: Annotated[int, Field(ge=2)] = 3
-    max_generations: Annotated[int, Field(ge=2)] = 8
-    max_step_sem_percent: Positive = 0.3
-    max_ci95_percent: Positive = 1.0
+    warmup_steps: int = Field(1, ge=1, description="denoising steps of the one warm-up generation")
+    min_steps: int = Field(2, ge=1, description="denoising steps of a measured generation, at least")
+    min_window_s: Positive = Field(4.0, description="[s] … and as many as fill this time")
+    generations: int = Field(3, ge=2, description="measured generations, at least")
+    max_generations: int = Field(
+        8, ge=2, description="measured generations, at most; the two limits below decide in between"
+    )
+    max_step_sem_percent: Positive = Field(
+        0.3, description="[%] done when the standard error of the mean step time is no larger, and …"
+    )
+    max_ci95_percent: Positive = Field(
+        1.0, description="[%] … half the 95 % interval of the composed latency is no larger"
+    )
 
 
 class ProtocolSettings(Strict):
     """How measurements are taken; the record keeps a copy."""
 
-    idle_s: Annotated[float, Field(ge=0.2)] = 2.0
-    sample_hz: Annotated[float, Field(ge=10, le=200)] = 20.0
-    poll_s: Annotated[float, Field(gt=0, le=0.02)] = 0.002
-    full: FullProtocol = FullProtocol()
-    sampled: SampledProtocol = SampledProtocol()
+    idle_s: float = Field(2.0, ge=0.2, description="[s] idle power is read this long before and after")
+    sample_hz: float = Field(
+        20.0,
+        ge=10,
+        le=200,
+        description="[1/s] how often power, clock, temperature, throttle reasons and memory are read",
+    )
+    poll_s: float = Field(
+        0.002, gt=0, le=0.02, description="[s] how often the energy counter is read; more often near a tick"
+    )
+    full: FullProtocol = Field(FullProtocol(), description="protocol `full`: whole generations")
+    sampled: SampledProtocol = Field(SampledProtocol(), description="protocol `sampled`: cut generations")
 
 
 # --- experiments and campaigns ------------------------------------------------------------------------
@@ -164,39 +196,58 @@ class ProtocolSettings(Strict):
 class Variation(Strict):
     """The part of a configuration that a sweep fixes or varies; what is absent is the model's default."""
 
-    height: Annotated[int, Field(gt=0)] | None = None
-    width: Annotated[int, Field(gt=0)] | None = None
-    num_frames: Annotated[int, Field(gt=0)] | None = None
-    num_inference_steps: Annotated[int, Field(gt=0)] | None = None
-    guidance_scale: Annotated[float, Field(ge=1)] | None = None
-    attention_kernel: AttentionKernel | None = None
-    prompt: str | None = None
+    height: Annotated[int, Field(gt=0)] | None = Field(None, description="[pixels] height of a frame")
+    width: Annotated[int, Field(gt=0)] | None = Field(None, description="[pixels] width of a frame")
+    num_frames: Annotated[int, Field(gt=0)] | None = Field(None, description="frames of the video")
+    num_inference_steps: Annotated[int, Field(gt=0)] | None = Field(None, description="denoising steps")
+    guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="strength of classifier-free guidance"
+    )
+    attention_kernel: AttentionKernel | None = Field(
+        None,
+        description="the only attention kernel that torch may use; null: torch chooses, and the record says "
+        "what ran. `sage` is not implemented",
+    )
+    prompt: str | None = Field(None, description="id of a prompt of stage 1; null: `p000`")
 
 
 class Experiment(Strict):
     """One sweep: a model, what it holds fixed, and the list of what it varies."""
 
-    key: Key
-    title: str
-    protocol: Protocol
-    model: Key
-    fixed: Variation = Variation()
-    vary: Annotated[tuple[Variation, ...], Field(min_length=1)]
+    key: Key = Field(description="the file's name without `.yaml`")
+    title: str = Field(description="what it asks, for people")
+    protocol: Protocol = Field(description="`full`: whole generations; `sampled`: cut ones, composed")
+    model: Key = Field(description="a file of config/models/")
+    fixed: Variation = Field(Variation(), description="what all configurations share")
+    vary: tuple[Variation, ...] = Field(
+        min_length=1, description="the configurations, one entry each; laid over `fixed`"
+    )
 
 
 class Campaign(Strict):
     """Measurements from one GPU model (or the CPU)."""
 
-    key: Key
-    title: str
-    accelerator: Key
-    device: Literal["cuda", "cpu"]
-    gpu_name: str | None = None
-    weights: Literal["random", "pretrained"] = "random"
-    passes: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[int, Field(ge=0)] = 0
-    protocols: dict[str, Any] = {}
-    experiments: dict[Key, dict[str, Any]]
+    key: Key = Field(description="the file's name without `.yaml`; folders of results are named so")
+    title: str = Field(description="the campaign's name for people")
+    accelerator: Key = Field(description="an entry of config/accelerators.yaml")
+    device: Literal["cuda", "cpu"] = Field(description="`cpu` measures time, and no GPU energy")
+    gpu_name: str | None = Field(
+        None,
+        description="the GPU's name as NVML gives it; another GPU is refused. null accepts any, and sealing "
+        "then asks that all records are of one",
+    )
+    weights: Literal["random", "pretrained"] = Field(
+        "random", description="`pretrained`: the model file's `hub`, read from the hub or its cache"
+    )
+    passes: int = Field(1, ge=1, description="times that each experiment is measured, each in its own order")
+    seed: int = Field(0, ge=0, description="of random weights, order of measuring and latents")
+    protocols: dict[str, Any] = Field(
+        {}, description="keys of config.yaml's `protocols`, laid over them value by value"
+    )
+    experiments: dict[Key, dict[str, Any]] = Field(
+        description="experiment: keys of its file that this campaign sets otherwise (`{}`: none). Each "
+        "replaces the whole key: a `fixed` here drops the file's `fixed`"
+    )
 
 
 # --- config/config.yaml -------------------------------------------------------------------------------
@@ -205,26 +256,33 @@ class Campaign(Strict):
 class PromptSettings(Strict):
     """Stage 1: how many prompts, from which seed, or the user's own file."""
 
-    count: Annotated[int, Field(ge=1)] = 50
-    seed: Annotated[int, Field(ge=0)] = 0
-    file: str | None = None
+    count: int = Field(50, ge=1, description="prompts that the grammar makes")
+    seed: int = Field(0, ge=0, description="of the grammar")
+    file: str | None = Field(
+        None, description="your own prompts instead: a .txt (one a line) or .jsonl file, from the root"
+    )
 
 
 class MeasureSettings(Strict):
     """Stage 2: how measuring is cut into jobs, and whether the GPU may be shared."""
 
-    batch_minutes: Annotated[float, Field(ge=0)] = 10
-    allow_shared: bool = False
+    batch_minutes: float = Field(
+        10, ge=0, description="[min] predicted length of one job, at most; 0: each configuration is a job"
+    )
+    allow_shared: bool = Field(
+        False,
+        description="true: measure although other processes use the GPU; such records are marked invalid",
+    )
 
 
 class Settings(Strict):
     """The whole of config/config.yaml."""
 
-    campaign: Key
-    paper_campaign: Key
-    prompts: PromptSettings = PromptSettings()
-    measure: MeasureSettings = MeasureSettings()
-    protocols: ProtocolSettings = ProtocolSettings()
+    campaign: Key = Field(description="what is built: a file of config/campaigns/")
+    paper_campaign: Key = Field(description="the campaign that figures/ and paper/paper.pdf show")
+    prompts: PromptSettings = Field(PromptSettings(), description="stage 1")
+    measure: MeasureSettings = Field(MeasureSettings(), description="stage 2")
+    protocols: ProtocolSettings = Field(ProtocolSettings(), description="how measurements are taken")
 
 
 # --- one measurable configuration ---------------------------------------------------------------------
@@ -391,9 +449,10 @@ def load_experiment(root: Path, campaign: Campaign, key: str) -> Experiment:
 
 
 def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """config/config.yaml; ``overrides`` replace whole top-level keys, as Snakemake's --config does."""
+    """config/config.yaml with ``overrides`` laid on top, section by section, as Snakemake's --config does."""
     path = root / "config" / "config.yaml"
-    data = _read_yaml(path, "run from the repository's root, or give --root") | dict(overrides or {})
+    data = _read_yaml(path, "run from the repository's root, or give --root")
+    data = merged(data, overrides or {})
     return parse(Settings, data, str(path) + (" with --config" if overrides else ""))
 
 

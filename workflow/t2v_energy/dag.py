@@ -3,6 +3,7 @@ so it reads names only, hashes nothing and imports neither pandas nor torch."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2v_energy.config import Settings, load_campaign, load_settings
+from t2v_energy.config import Settings, load_campaign, load_experiment, load_settings
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import is_sealed, sealed_records
 from t2v_energy.plan import Plan, make_plan, raw_folder
@@ -46,14 +47,36 @@ class Dag:
         return self.plan.campaign.device == "cuda"
 
     @property
-    def settings_json(self) -> str:
-        """The settings in force, for the command line (quoted by the rules, never pasted into a shell)."""
-        return self.settings.model_dump_json()
+    def prompts_json(self) -> str:
+        """The settings that the prompts depend on.
+
+        No others: Snakemake asks whether the params of a job have changed only if no job before it is to
+        run, so prompts that were rewritten needlessly would hide that something must be measured.
+        """
+        return self.settings.model_dump_json(include={"campaign", "prompts"})
 
     @property
     def measuring_json(self) -> str:
-        """The settings that measuring depends on; a change of any other must not set it off again."""
+        """The settings that measuring depends on; a change of any other must not set it off again.
+
+        Rules quote this for the shell and paste no single value into it.
+        """
         return self.settings.model_dump_json(include={"campaign", "measure", "protocols"})
+
+    @property
+    def conditions(self) -> str:
+        """What else a campaign's files say of how it is measured: tracked, so that a change is noticed."""
+        campaign = self.plan.campaign.model_dump(
+            mode="json", include={"seed", "weights", "device", "gpu_name"}
+        )
+        return json.dumps(campaign | {"protocols": self.plan.protocols.model_dump(mode="json")})
+
+    @property
+    def model_files(self) -> list[str]:
+        """Model files of the campaign's experiments, and the accelerators': stage 3 computes with them."""
+        campaign = self.plan.campaign
+        models = {load_experiment(self.root, campaign, key).model for key in campaign.experiments}
+        return [f"config/models/{key}.yaml" for key in sorted(models)] + ["config/accelerators.yaml"]
 
     @property
     def unsealed_pattern(self) -> str:
@@ -99,6 +122,16 @@ class Dag:
     def host_memory_MB(self, experiment: str, batch: str) -> int:
         """Host memory to ask a cluster for: weights pass through it, and a decoded video ends in it."""
         return math.ceil(self.plan.batch(experiment, batch).memory_GiB * 1024) + 8192
+
+
+def workflow_dag(root: Path, config: Mapping[str, Any]) -> Dag:
+    """:func:`read_dag` for the Snakefile: what the user can mend ends in one message, without a traceback."""
+    from snakemake.exceptions import WorkflowError
+
+    try:
+        return read_dag(root, config)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def read_dag(root: Path, config: Mapping[str, Any]) -> Dag:

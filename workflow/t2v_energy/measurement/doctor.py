@@ -76,14 +76,16 @@ def _gpu() -> list[Finding]:
             Finding("GPU", "ok", f"{device.name}, {device.uuid}, driver {device.driver}"),
             Finding("power limit", "ok", f"{device.power_limit_W():.0f} W"),
         ]
-        processes = device.processes()
-        found.append(
-            Finding("GPU is ours alone", "lacking", f"processes {[pid for pid, _ in processes]}",
-                    "measuring is refused while they run; --allow-shared measures and flags the records")
-            if processes
-            else Finding("GPU is ours alone", "ok", "no other process")
-        )  # fmt: skip
+        found.append(_others(device))
         return found + _counter(device) + _sensors(device)
+
+
+def _others(device: NvmlDevice) -> Finding:
+    subject, processes = "GPU is ours alone", [pid for pid, _ in device.processes()]
+    if not processes:
+        return Finding(subject, "ok", "no other process")
+    meaning = "measuring is refused while they run; --allow-shared measures, and the records are invalid"
+    return Finding(subject, "lacking", f"processes {processes}", meaning)
 
 
 def _counter(device: NvmlDevice) -> list[Finding]:

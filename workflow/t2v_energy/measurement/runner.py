@@ -61,6 +61,9 @@ def measure_batch(
     folder = raw_folder(root, plan.campaign.key, experiment)
     pending = [item for item in batch.items if not _is_done(root, folder / item.record, item, plan)]
     progress.begin(batch, pending)
+    for item in batch.items:
+        if item not in pending:
+            _tell_if_invalid(folder / item.record, plan, progress)
     if pending:
         _check_disk(folder)
         with ExitStack() as stack:
@@ -73,7 +76,7 @@ def measure_batch(
 
 
 def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
-    """Whether a valid record of exactly this measurement is there; one made otherwise is an error."""
+    """Whether a record of exactly this measurement is there; one made otherwise is an error."""
     if not path.exists():
         return False
     record = read_record(path)
@@ -95,6 +98,14 @@ def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
                 "campaign's name",
             )
     return True
+
+
+def _tell_if_invalid(path: Path, plan: Plan, progress: Progress) -> None:
+    """A record that breaks a rule is kept, as everything measured is, but it must not go unnoticed."""
+    for finding in check(read_record(path), plan.campaign.gpu_name):
+        if finding.level == "invalid":
+            why = f"{finding.rule}: {finding.detail}"
+            progress.say(f"  ! {path.name} is invalid ({why}); move it away to measure again")
 
 
 def _check_disk(folder: Path) -> None:
@@ -187,7 +198,7 @@ def _claim(device: NvmlDevice, campaign: Campaign, allow_shared: bool) -> tuple[
         raise UserError(
             f"other processes use this GPU: {', '.join(str(p.pid) for p in foreign)}",
             where=gpu.uuid,
-            remedy="wait for them or stop them; or pass --allow-shared, which flags every record",
+            remedy="wait for them or stop them; or pass --allow-shared, which marks every record invalid",
         )
     return gpu, foreign
 

@@ -41,7 +41,8 @@ def build_pipeline(model: ModelFile, weights: str, device: str, seed: int, sourc
     return pipeline
 
 
-def _class(path: str) -> Any:
+def load_class(path: str) -> Any:
+    """The class of a model file's ``<library>.<Class>``; raises :class:`UserError` where it is not there."""
     library, name = path.split(".")
     try:
         return getattr(importlib.import_module(library), name)
@@ -59,12 +60,12 @@ def _random(model: ModelFile, device: str, seed: int) -> Any:
         name: build_component(component, device) for name, component in model.components.items()
     }
     parts["tokenizer"] = StandInTokenizer(model.tokenizer.vocab_size)
-    return _class(f"diffusers.{model.pipeline}")(**parts)
+    return load_class(f"diffusers.{model.pipeline}")(**parts)
 
 
 def build_component(component: Component, device: str) -> Any:
     """One part of a pipeline with its library's own random initialisation, directly on ``device``."""
-    cls = _class(component.class_)
+    cls = load_class(component.class_)
     if component.dtype is None:  # a scheduler: no weights
         return cls(**component.config)
     with torch.device(device):
@@ -104,7 +105,7 @@ def _kept_in_float32(part: nn.Module, dtype: torch.dtype) -> set[str]:
 
 
 def _pretrained(model: ModelFile, source: Path | None) -> Any:
-    cls = _class(f"diffusers.{model.pipeline}")
+    cls = load_class(f"diffusers.{model.pipeline}")
     dtypes = {name: DTYPES[c.dtype] for name, c in model.components.items() if c.dtype}
     common: dict[str, Any] = {"torch_dtype": dtypes, "use_safetensors": True, "trust_remote_code": False}
     if source is not None:

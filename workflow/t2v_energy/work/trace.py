@@ -7,7 +7,6 @@ exactly; on the CPU the counter would miss it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2v_energy.errors import UserError
+from t2v_energy.models.build import load_class
 from t2v_energy.work import wan_latent_shape
 
 if TYPE_CHECKING:
@@ -41,14 +41,13 @@ def build_on_meta(component: Component) -> nn.Module:
     Raises:
         UserError: the library has no such class, or the class refuses the configuration.
     """
-    library, _, name = component.class_.partition(".")
+    cls = load_class(component.class_)
     try:
-        cls = getattr(importlib.import_module(library), name)
         with torch.device("meta"):
-            if library == "transformers":
+            if component.class_.startswith("transformers."):
                 return cls(cls.config_class(**component.config)).eval()
             return cls(**component.config).eval()
-    except (AttributeError, TypeError) as error:
+    except TypeError as error:
         raise UserError(
             f"{component.class_} cannot be built: {error}",
             where="components",

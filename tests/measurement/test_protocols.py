@@ -1,0 +1,219 @@
+"""The two protocols on the real tiny pipeline: what runs, how often, and when sampling stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from t2v_energy.config import FullProtocol, ProtocolSettings, SampledProtocol
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.composition import composed_latency_s, estimate, generations
+
+torch = pytest.importorskip("torch")
+from t2v_energy.measurement.protocols import PROTOCOLS, Run, Subject, run_full, run_sampled  # noqa: E402
+from t2v_energy.metering.spans import SpanRecorder  # noqa: E402
+
+torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
+EASY = {"min_steps": 2, "min_window_s": 1e-3, "max_step_sem_percent": 1e6, "max_ci95_percent": 1e6}
+NEVER = {**EASY, "max_step_sem_percent": 1e-9}
+
+
+def subject(**changes: Any) -> Subject:
+    return Subject(tiny.pipeline(), tiny.model(), tiny.configuration(**changes), tiny.PROMPT.text, "cpu")
+
+
+@contextmanager
+def prepared(
+    sampled: dict[str, Any] | None = None, full: dict[str, Any] | None = None, **changes: Any
+) -> Iterator[Run]:
+    settings = ProtocolSettings(full=FullProtocol(**full or {}), sampled=SampledProtocol(**sampled or EASY))
+    one = subject(**changes)
+    recorder = SpanRecorder(one.pipeline, one.model.spans, "cpu")
+    with recorder.attached(), torch.no_grad():
+        yield Run(one, recorder, settings)
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, list[Any]]]:
+    """The timesteps that the denoiser sees, the tensors that it gets first, and the latents decoded."""
+    pipeline = tiny.pipeline()
+    seen: dict[str, list[Any]] = {"timesteps": [], "noise": [], "decoded": []}
+    forward, decode = pipeline.transformer.forward, pipeline.vae.decode
+
+    def watched_forward(*arguments: Any, **options: Any) -> Any:
+        seen["timesteps"].append(float(options["timestep"][0]))
+        seen["noise"].append(options["hidden_states"].clone())
+        return forward(*arguments, **options)
+
+    def watched_decode(z: Any, **options: Any) -> Any:
+        seen["decoded"].append(z.clone())
+        return decode(z, **options)
+
+    watched_forward.__wrapped__ = forward  # type: ignore[attr-defined]
+    pipeline.transformer.forward, pipeline.vae.decode = watched_forward, watched_decode
+    try:
+        with torch.no_grad():
+            yield seen
+    finally:
+        del pipeline.transformer.forward, pipeline.vae.decode
+
+
+class TestGenerate:
+    def test_a_cut_generation_runs_the_first_steps_of_the_whole_schedule(self) -> None:
+        with watched() as seen:
+            subject(num_inference_steps=6).generate(2)
+        # two passes a step: with and without the prompt
+        schedule = [float(t) for t in tiny.pipeline().scheduler.timesteps]
+        assert len(schedule) == 6
+        assert seen["timesteps"] == [t for t in schedule[:2] for _ in range(2)]
+        assert len(seen["decoded"]) == 1
+
+    def test_a_whole_generation_runs_all_of_it(self) -> None:
+        with watched() as seen:
+            subject(num_inference_steps=3).generate(3)
+        schedule = [float(t) for t in tiny.pipeline().scheduler.timesteps]
+        assert seen["timesteps"] == [t for t in schedule for _ in range(2)]
+        assert schedule == sorted(schedule, reverse=True)
+
+    def test_a_cut_one_does_not_shorten_the_next(self) -> None:
+        with watched() as seen:
+            subject(num_inference_steps=3).generate(1)
+            subject(num_inference_steps=3).generate(3)
+        assert len(seen["timesteps"]) == 2 * (1 + 3)
+
+    def test_the_same_seed_starts_from_the_same_latents_and_ends_in_the_same(self) -> None:
+        with watched() as seen:
+            subject().generate(2)
+            subject().generate(2)
+            subject(seed=1).generate(2)
+        first, same, other = (seen["noise"][i] for i in (0, 4, 8))
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+        assert first.std() == pytest.approx(1, abs=0.2)
+        assert torch.equal(seen["decoded"][0], seen["decoded"][1])
+        assert not torch.equal(seen["decoded"][0], seen["decoded"][2])
+
+    def test_guidance_makes_two_different_passes(self) -> None:
+        with watched() as seen:
+            subject(num_inference_steps=1).generate(1)
+            subject(num_inference_steps=1, guidance_scale=1.0).generate(1)
+        assert len(seen["timesteps"]) == 2 + 1
+
+    def test_a_kernel_that_torch_does_not_ship(self) -> None:
+        with pytest.raises(UserError, match="'sage'"):
+            subject(attention_kernel="sage").generate(1)
+
+
+class TestFull:
+    def test_whole_warm_ups_then_whole_repetitions(self) -> None:
+        with prepared(full={"warmups": 2, "repetitions": 3}, num_inference_steps=3) as run:
+            run_full(run)
+        assert run.windows.kind == ["warmup"] * 2 + ["generation"] * 3
+        assert run.windows.steps == [3] * 5
+        assert len(generations(run.windows, run.recorder.spans)) == 3
+
+    def test_the_studys_numbers_are_the_default(self) -> None:
+        assert ProtocolSettings().full == FullProtocol(warmups=2, repetitions=5)
+        assert {"full": run_full, "sampled": run_sampled} == PROTOCOLS
+
+
+class TestSampled:
+    def test_it_stops_once_the_interval_is_narrow(self) -> None:
+        with prepared({**EASY, "generations": 3, "max_generations": 8}, num_inference_steps=6) as run:
+            run_sampled(run)
+        assert run.windows.kind == ["warmup"] + ["generation"] * 3
+        assert run.windows.steps == [1, 2, 2, 2]
+
+    @pytest.mark.parametrize("never", [{"max_step_sem_percent": 1e-9}, {"max_ci95_percent": 1e-9}])
+    def test_or_after_the_most_generations(self, never: dict[str, float]) -> None:
+        with prepared({**EASY, **never, "generations": 2, "max_generations": 4}) as run:
+            run_sampled(run)
+        assert run.windows.kind == ["warmup"] + ["generation"] * 4
+
+    def test_it_adds_generations_until_it_is_narrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([False, False, True])
+        monkeypatch.setattr("t2v_energy.measurement.protocols._is_narrow", lambda run, steps: next(answers))
+        with prepared({**NEVER, "generations": 2, "max_generations": 8}) as run:
+            run_sampled(run)
+        assert run.windows.kind == ["warmup"] + ["generation"] * 4
+
+    def test_steps_fill_the_window_and_no_more_than_there_are(self) -> None:
+        # a window that no generation fills: all steps; the shortest one: the least
+        for min_window_s, steps in ((1e3, 4), (1e-6, 2)):
+            with prepared({**EASY, "min_window_s": min_window_s, "generations": 2}) as run:
+                run_sampled(run)
+            assert run.windows.steps == [1, steps, steps]
+
+    def test_steps_follow_from_the_warm_calls_time(self) -> None:
+        with prepared({**EASY, "generations": 2, "min_window_s": 0.1}, num_inference_steps=50) as run:
+            run_sampled(run)
+        spans = run.recorder.spans
+        call_s = [
+            end - start
+            for window, stage, start, end in zip(
+                spans.window, spans.stage, spans.start_s, spans.end_s, strict=True
+            )
+            if window == 0 and stage == "denoiser"
+        ][-1]
+        assert run.windows.steps[1] == min(50, max(2, int(np.ceil(0.1 / (2 * call_s)))))
+
+    def test_a_warm_up_is_no_longer_than_the_whole(self) -> None:
+        with prepared({**EASY, "warmup_steps": 9, "generations": 2}, num_inference_steps=2) as run:
+            run_sampled(run)
+        assert run.windows.steps == [2, 2, 2]
+
+
+class TestWhatIsRecorded:
+    def test_spans_of_every_generation(self) -> None:
+        with prepared({**EASY, "generations": 2}) as run:
+            run_sampled(run)
+        spans = run.recorder.spans
+        for window, steps in enumerate(run.windows.steps):
+            counts = Counter(s for s, w in zip(spans.stage, spans.window, strict=True) if w == window)
+            assert counts == {
+                "text_encoder": 2,
+                "denoiser": 2 * steps,
+                "scheduler": steps,
+                "vae_decode": 1,
+                "postprocess": 1,
+            }
+
+    def test_the_kernels_are_those_of_the_first_warm_up(self) -> None:
+        with prepared(full={"warmups": 2, "repetitions": 1}, num_inference_steps=1) as run:
+            run_full(run)
+        assert run.kernels["denoiser"] == ["flash-cpu"]
+        assert set(run.kernels) == {"text_encoder", "denoiser", "vae_decode"}
+        with prepared(num_inference_steps=2, attention_kernel="math") as run:
+            run_sampled(run)
+        assert set(map(tuple, run.kernels.values())) == {("math",)}
+
+    def test_the_user_hears_of_each_generation(self) -> None:
+        heard: list[str] = []
+        with prepared({**EASY, "generations": 2}) as run:
+            run.say = heard.append
+            run_sampled(run)
+        assert [text.split(" took ")[0] for text in heard] == ["warmup of 1 steps"] + [
+            "generation of 2 steps"
+        ] * 2
+
+    def test_the_composed_total_is_like_that_of_whole_generations(self) -> None:
+        # Two protocols, one cost: loosely, as the machine has other work to do as well.
+        size = {"height": 96, "width": 96, "num_frames": 9, "num_inference_steps": 12}
+        totals = {}
+        for name, sampled in (("full", EASY), ("sampled", {**EASY, "min_steps": 3, "generations": 4})):
+            with prepared(sampled, full={"warmups": 1, "repetitions": 3}, **size) as run:
+                PROTOCOLS[name](run)
+            measured = generations(run.windows, run.recorder.spans)
+            totals[name] = estimate(composed_latency_s(measured, 12)).mean
+            if name == "full":
+                windows = zip(run.windows.kind, run.windows.start_s, run.windows.end_s, strict=True)
+                whole = np.mean([end - start for kind, start, end in windows if kind == "generation"])
+                assert totals["full"] == pytest.approx(whole, rel=1e-6)
+            else:
+                assert run.windows.steps[1:] == [3] * 4
+        assert totals["sampled"] == pytest.approx(totals["full"], rel=0.5)

@@ -1,0 +1,460 @@
+"""A batch from beginning to end, on the real tiny pipeline; and what refuses or survives trouble.
+
+The GPU is :mod:`t2v_energy.metering.fake_nvml`, whose readings stay in temporary folders.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from t2v_energy.errors import UserError
+from t2v_energy.measurement import runner
+from t2v_energy.measurement.progress import Progress
+from t2v_energy.measurement.record import Process, Record, read_record, record_paths, to_json
+from t2v_energy.measurement.runner import Session, choose_gpu, measure_batch
+from t2v_energy.measurement.validity import check
+from t2v_energy.metering import fake_nvml
+from t2v_energy.metering.fake_nvml import FakeDeviceFactory, FakeGpu
+from t2v_energy.metering.sampler import Sampler
+from t2v_energy.plan import Plan, make_plan, raw_folder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("pynvml")
+torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
+CONSTANT = fake_nvml.constant(600)
+OTHER = "GPU-0badcafe-0000-0000-0000-000000000000"
+TWO = [{"height": 32, "width": 32}, {"height": 32, "width": 48}]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path) -> Iterator[None]:
+    with tiny.own_devices_and_locks(tmp_path):
+        yield
+
+
+def plan_of(root: Path) -> Plan:
+    return make_plan(root, tiny.settings(root))
+
+
+def measure(root: Path, log: io.StringIO | None = None, **overrides: Any) -> Path:
+    """Measure the campaign's only batch."""
+    settings = tiny.settings(root, **overrides)
+    (batch,) = make_plan(root, settings).batches
+    progress = Progress(log or io.StringIO())
+    prompts = tiny.prompts_path(root)
+    return measure_batch(root, settings, batch.experiment, batch.name, prompts=prompts, progress=progress)
+
+
+def records(root: Path) -> dict[str, Record]:
+    """Record by the size in its name."""
+    paths = record_paths(raw_folder(root, "tiny", "resolution"))
+    return {re.findall(r"_(\d+x\d+)_", path.name)[0]: read_record(path) for path in paths}
+
+
+def contents(root: Path) -> dict[str, tuple[bytes, int]]:
+    folder = raw_folder(root, "tiny", "resolution")
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in record_paths(folder)}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A root whose campaign was measured, the batch's index and what the user saw."""
+    root, log = tiny.make_root(tmp_path_factory.mktemp("measured") / "root"), io.StringIO()
+    with tiny.own_devices_and_locks(root):
+        return root, measure(root, log), log.getvalue()
+
+
+@pytest.fixture
+def copy(measured: tuple[Path, Path, str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(measured[0], tmp_path / "copy"))
+
+
+class TestABatch:
+    def test_every_configuration_has_a_whole_record(self, measured: tuple[Path, Path, str]) -> None:
+        root, found = measured[0], records(measured[0])
+        items = {i.record: i for i in plan_of(root).items("resolution")}
+        assert set(found) == {"32x32", "32x48", "48x48"}
+        for record in found.values():
+            item = items[record.file_name]
+            assert (record.campaign, record.experiment, record.status) == ("tiny", "resolution", "ok")
+            assert record.configuration == item.configuration
+            assert (record.order, record.pass_index, record.error) == (item.order, 1, None)
+            assert record.windows.kind == ["idle_before", "warmup", "generation", "generation", "idle_after"]
+            assert record.environment.weights == "random, seed 3"
+            assert record.environment.gpu is record.ticks is record.samples is None
+            assert record.attention_kernels["denoiser"] == ["flash-cpu"]
+            assert record.prompt is not None
+            assert (record.prompt.id, record.prompt.padded_tokens) == ("p000", 512)
+            assert record.prompt.tokens == 9  # seven words, a full stop, the end
+            assert record.prompt.tokenizer == "StandInTokenizer"
+
+    def test_nothing_but_the_unspanned_share_of_a_tiny_model_breaks_a_rule(
+        self, measured: tuple[Path, Path, str]
+    ) -> None:
+        for record in records(measured[0]).values():
+            assert {f.rule for f in check(record) if f.level == "invalid"} <= {"unspanned"}
+            flagged = [flag.split(":")[0] for flag in record.flags]
+            assert flagged == [f.rule for f in check(record) if f.level != "ok"]
+
+    def test_times_count_from_the_origin_in_order(self, measured: tuple[Path, Path, str]) -> None:
+        for record in records(measured[0]).values():
+            windows = record.windows
+            assert 0 <= windows.start_s[0] < 1
+            edges = [t for pair in zip(windows.start_s, windows.end_s, strict=True) for t in pair]
+            assert edges == sorted(edges)
+            assert windows.end_s[0] - windows.start_s[0] == pytest.approx(0.2, abs=0.1)
+            for index, start_s, end_s in zip(
+                record.spans.window, record.spans.start_s, record.spans.end_s, strict=True
+            ):
+                assert windows.start_s[index] <= start_s <= end_s <= windows.end_s[index]
+
+    def test_codecarbon_reads_from_the_warm_up_to_the_last_generation(
+        self, measured: tuple[Path, Path, str]
+    ) -> None:
+        for record in records(measured[0]).values():
+            reading, windows = record.codecarbon, record.windows
+            assert reading is not None
+            assert reading.duration_s >= windows.end_s[3] - windows.start_s[1] - 1e-4
+            assert reading.cpu_energy_Wh > 0
+            assert (reading.gpu_energy_Wh, reading.gpu_method) == (0, "none")
+
+    def test_a_record_survives_writing_and_reading(self, measured: tuple[Path, Path, str]) -> None:
+        for path in record_paths(raw_folder(measured[0], "tiny", "resolution")):
+            assert to_json(read_record(path)) == path.read_text()
+
+    def test_the_index_holds_names_checksums_and_states(self, measured: tuple[Path, Path, str]) -> None:
+        root, path, _ = measured
+        (batch,) = plan_of(root).batches
+        folder = raw_folder(root, "tiny", "resolution")
+        assert path == folder / "batches" / f"{batch.name}.json"
+        index = json.loads(path.read_text())
+        assert (index["experiment"], index["batch"]) == ("resolution", batch.name)
+        assert [row["record"] for row in index["records"]] == [item.record for item in batch.items]
+        for row, item in zip(index["records"], batch.items, strict=True):
+            content = (folder / row["record"]).read_bytes()
+            assert row["sha256"] == hashlib.sha256(content).hexdigest()
+            assert (row["configuration_id"], row["status"]) == (item.configuration_id, "ok")
+        assert not list(folder.rglob("*.tmp"))
+
+    def test_the_user_sees_what_happens(self, measured: tuple[Path, Path, str]) -> None:
+        log = measured[2]
+        assert "3 configurations, 0 already measured" in log
+        assert "building tiny-wan (random weights)" in log
+        assert log.count("→ ok") == 3
+        assert log.count("generation of") == 6
+
+    def test_what_is_there_is_not_measured_again(self, copy: Path) -> None:
+        before, log = contents(copy), io.StringIO()
+        index = raw_folder(copy, "tiny", "resolution") / "batches" / f"{plan_of(copy).batches[0].name}.json"
+        text = index.read_text()
+        index.unlink()
+        tiny.prompts_path(copy).unlink()  # nothing is measured, so nothing is read
+        assert measure(copy, log) == index
+        assert index.read_text() == text
+        assert contents(copy) == before
+        assert "3 already measured" in log.getvalue()
+        assert "building" not in log.getvalue()
+
+    def test_one_that_breaks_a_rule_is_kept_and_told(self, copy: Path) -> None:
+        path = record_paths(raw_folder(copy, "tiny", "resolution"))[0]
+        record = read_record(path)
+        shared = {"foreign_processes": [Process(pid=7, used_MiB=None)]}
+        environment = record.environment.model_copy(update=shared)
+        path.write_text(to_json(record.model_copy(update={"environment": environment})))
+        before, log = contents(copy), io.StringIO()
+        measure(copy, log)
+        assert contents(copy) == before
+        assert f"{path.name} is invalid (foreign_process: 1 foreign" in log.getvalue()
+
+    def test_what_is_missing_is_measured(self, copy: Path) -> None:
+        before, folder = contents(copy), raw_folder(copy, "tiny", "resolution")
+        lost = next(name for name in before if "32x48" in name)
+        (folder / lost).unlink()
+        (folder / f".{lost}.1.tmp").write_text("{")  # of a process that was killed
+        log = io.StringIO()
+        measure(copy, log)
+        after = contents(copy)
+        assert "2 already measured" in log.getvalue()
+        assert after[lost] != before[lost]
+        assert {n: c for n, c in after.items() if n != lost} == {n: c for n, c in before.items() if n != lost}
+
+
+class TestARecordMadeOtherwise:
+    @pytest.mark.parametrize(
+        ("changes", "what"),
+        [
+            ({"protocols": tiny.CAMPAIGN["protocols"] | {"idle_s": 0.3}}, "other protocol settings"),
+            ({"weights": "pretrained"}, "other weights"),
+            (
+                {
+                    "experiments": tiny.resolution(
+                        fixed={"num_frames": 5, "num_inference_steps": 2, "guidance_scale": 6.0}
+                    )
+                },
+                "other configuration",
+            ),
+        ],
+    )
+    def test_is_an_error_that_names_it(self, copy: Path, changes: dict[str, Any], what: str) -> None:
+        if "weights" in changes:  # of a model that has published weights
+            path = copy / "config" / "models" / "tiny-wan.yaml"
+            path.write_text(path.read_text() + f"hub: {{id: a/b, revision: {'a' * 40}}}\n")
+        tiny.write_yaml(copy, "campaigns/tiny", tiny.CAMPAIGN | changes)
+        before = contents(copy)
+        with pytest.raises(UserError, match=f"measured with {what}") as caught:
+            measure(copy)
+        assert caught.value.where in {str(p) for p in record_paths(raw_folder(copy, "tiny", "resolution"))}
+        assert "another campaign's name" in caught.value.remedy
+        assert contents(copy) == before
+
+    def test_so_is_a_record_that_cannot_be_read(self, copy: Path) -> None:
+        path = record_paths(raw_folder(copy, "tiny", "resolution"))[1]
+        path.write_text(path.read_text()[:500])
+        with pytest.raises(UserError, match="truncated or corrupt") as caught:
+            measure(copy)
+        assert caught.value.where == str(path)
+
+
+class TestTrouble:
+    def test_a_disk_that_is_nearly_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        root = tiny.make_root(tmp_path / "root")
+        usage = shutil.disk_usage(tmp_path)._replace(free=100 * 2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(UserError, match="only 100 MiB are free") as caught:
+            measure(root)
+        assert caught.value.where == str(raw_folder(root, "tiny", "resolution"))
+        assert contents(root) == {}
+
+    def test_a_disk_that_fills_up_keeps_what_was_measured(self, tmp_path: Path) -> None:
+        root = tiny.make_root(tmp_path / "root", experiments=tiny.resolution(vary=TWO))
+        first, second = (item.record for item in plan_of(root).batches[0].items)
+        folder = raw_folder(root, "tiny", "resolution")
+        folder.mkdir(parents=True)
+        # The file that the second record is first written to lies on a device that is always full.
+        temporary = folder / f".{second}.{os.getpid()}.tmp"
+        temporary.symlink_to("/dev/full")
+        with pytest.raises(UserError, match="No space left on device") as caught:
+            measure(root)
+        assert caught.value.where == str(folder / second)
+        assert "finished configurations are kept" in caught.value.remedy
+        assert list(contents(root)) == [first]
+        assert read_record(folder / first).status == "ok"
+        assert not list(folder.glob("batches/*"))
+        assert not list(folder.glob(".*.tmp"))
+
+    def test_out_of_memory_is_a_record_and_the_batch_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from diffusers import AutoencoderKLWan
+
+        whole = AutoencoderKLWan.decode
+
+        @functools.wraps(whole)
+        def decode(self: Any, z: Any, *arguments: Any, **options: Any) -> Any:
+            if z.shape[-1] == 6:  # 48 pixels wide
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee more")
+            return whole(self, z, *arguments, **options)
+
+        monkeypatch.setattr(AutoencoderKLWan, "decode", decode)
+        root = tiny.make_root(tmp_path / "root", experiments=tiny.resolution(vary=TWO))
+        log = io.StringIO()
+        index = json.loads(measure(root, log).read_text())
+        found = records(root)
+        assert found["32x32"].status == "ok"
+        failed = found["32x48"]
+        assert (failed.status, failed.error) == (
+            "out_of_memory",
+            "CUDA out of memory. Tried to allocate 20 GiB.",
+        )
+        assert failed.windows.kind == ["idle_before", "idle_after"]
+        assert failed.spans.window == []
+        assert failed.codecarbon is not None
+        assert {row["status"] for row in index["records"]} == {"ok", "out_of_memory"}
+        assert "→ out_of_memory" in log.getvalue()
+        # it is an answer: asked again, nothing is measured
+        before = contents(root)
+        measure(root)
+        assert contents(root) == before
+
+    def test_weights_that_do_not_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from diffusers import WanTransformer3DModel
+
+        def no_room(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+        monkeypatch.setattr(WanTransformer3DModel, "__init__", no_room)
+        root = tiny.make_root(tmp_path / "root")
+        with pytest.raises(UserError, match="the weights of tiny-wan do not fit in memory: CUDA out of"):
+            measure(root)
+
+    def test_an_unknown_prompt(self, tmp_path: Path) -> None:
+        fixed = {"num_frames": 5, "num_inference_steps": 2, "prompt": "p009"}
+        root = tiny.make_root(tmp_path / "root", experiments=tiny.resolution(fixed=fixed))
+        with pytest.raises(UserError, match="there is no prompt 'p009'") as caught:
+            measure(root)
+        assert "p000" in caught.value.remedy
+        assert contents(root) == {}
+
+    def test_no_prompts(self, tmp_path: Path) -> None:
+        root = tiny.make_root(tmp_path / "root")
+        tiny.prompts_path(root).unlink()
+        with pytest.raises(UserError) as caught:
+            measure(root)
+        assert str(tiny.prompts_path(root)) in str(caught.value)
+
+    def test_sigterm_ends_a_run_as_ctrl_c_does(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), runner._interruptible():  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def on_gpu(folder: Path, gpu_name: str | None = fake_nvml.NAME) -> Path:
+    """A root whose campaign is on a GPU."""
+    return tiny.make_root(folder / "root", device="cuda", gpu_name=gpu_name)
+
+
+class TestClaimingAGpu:
+    def test_there_is_none(self, tmp_path: Path) -> None:
+        with fake_nvml.installed([]), pytest.raises(UserError, match="no such GPU"):
+            measure(on_gpu(tmp_path))
+
+    def test_another_model_than_the_campaigns(self, tmp_path: Path) -> None:
+        root = on_gpu(tmp_path, "NVIDIA H200")
+        with fake_nvml.installed([FakeGpu(CONSTANT)]) as fake:
+            with pytest.raises(UserError) as caught:
+                measure(root)
+            assert fake.initialised == 0
+        text = str(caught.value)
+        assert f"this GPU is {fake_nvml.NAME!r}; the campaign's records are of 'NVIDIA H200'" in text
+        assert "config/campaigns/tiny.yaml, gpu_name" in text
+        assert contents(root) == {}
+
+    def test_no_energy_counter(self, tmp_path: Path) -> None:
+        with (
+            fake_nvml.installed([FakeGpu(CONSTANT, counter=False)]),
+            pytest.raises(UserError, match="this GPU has no energy counter"),
+        ):
+            measure(on_gpu(tmp_path))
+
+    def test_others_are_on_it(self, tmp_path: Path) -> None:
+        gpu = FakeGpu(CONSTANT, processes=((1, 500), (os.getpid(), 100), (2**22 + 1, 10)))
+        with fake_nvml.installed([gpu]), pytest.raises(UserError) as caught:
+            measure(on_gpu(tmp_path))
+        text = str(caught.value)
+        assert f"other processes use this GPU: 1, {2**22 + 1}\n" in text
+        assert str(os.getpid()) not in text.split("\n")[0].split(":")[-1]
+        assert "--allow-shared" in text
+
+    def test_shared_if_the_user_allows_it(self, tmp_path: Path) -> None:
+        root = on_gpu(tmp_path)
+        with fake_nvml.installed([FakeGpu(CONSTANT, processes=((1, 500),))]) as fake:
+            with choose_gpu() as device:
+                gpu, foreign = runner._claim(device, plan_of(root).campaign, allow_shared=True)
+            assert foreign == [Process(pid=1, used_MiB=500)]
+            assert (gpu.name, gpu.uuid) == (fake_nvml.NAME, fake_nvml.UUID)
+            assert (gpu.power_limit_W, gpu.memory_total_MiB) == (700, 140_000)
+            # Past the claim, the meter's own process looks for this GPU in the real NVML.
+            with pytest.raises(UserError, match=r"NVML library|driver is not loaded|no such GPU"):
+                measure(root, measure={"allow_shared": True})
+            assert fake.initialised == 0
+        assert contents(root) == {}
+
+
+class TestChoosingAGpu:
+    @pytest.fixture(autouse=True)
+    def _two(self) -> Iterator[None]:
+        with fake_nvml.installed([FakeGpu(CONSTANT), FakeGpu(CONSTANT, uuid=OTHER)]):
+            yield
+
+    @pytest.mark.parametrize(
+        ("visible", "uuid"),
+        [
+            (None, fake_nvml.UUID),
+            ("", fake_nvml.UUID),
+            ("0", fake_nvml.UUID),
+            ("1", OTHER),
+            ("1,0", OTHER),
+            (OTHER, OTHER),
+            (f"{OTHER}, {fake_nvml.UUID}", OTHER),
+        ],
+    )
+    def test_as_cuda_visible_devices_says(self, visible: str | None, uuid: str) -> None:
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        with choose_gpu() as device:
+            assert device.uuid == uuid
+        # CUDA then sees this one alone, whichever way it counts
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == uuid
+        assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+    @pytest.mark.parametrize("visible", ["2", "GPU-1234", "-1"])
+    def test_one_that_is_not_there(self, visible: str) -> None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        with pytest.raises(UserError, match="no such GPU") as caught:
+            choose_gpu()
+        assert OTHER in caught.value.remedy
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+class TestMeteredBesideAGpu:
+    """The tiny pipeline on the CPU while a (fake) GPU is metered: ticks and samples reach the record."""
+
+    FOREIGN = (Process(pid=7, used_MiB=1.0),)
+
+    def session(self, root: Path, gpu: FakeGpu, sampler: Sampler, progress: Progress) -> Session:
+        plan = plan_of(root)
+        with fake_nvml.installed([gpu]), choose_gpu() as device:
+            described, _ = runner._claim(device, plan.campaign, allow_shared=True)
+        texts = {tiny.PROMPT.id: tiny.PROMPT.text}
+        return Session(root, plan, texts, progress, described, None, list(self.FOREIGN), sampler)
+
+    def test_a_record(self, tmp_path: Path) -> None:
+        root, log = tiny.make_root(tmp_path / "root"), io.StringIO()
+        progress = Progress(log)
+        with Sampler(FakeDeviceFactory(FakeGpu(CONSTANT)), 0.002, 20) as sampler:
+            session = self.session(root, FakeGpu(CONSTANT), sampler, progress)
+            progress.watts = lambda: sampler.latest_power_W
+            item = session.plan.items("resolution")[0]
+            progress.begin(session.plan.batches[0], list(session.plan.batches[0].items))
+            time.sleep(1)
+            record = session.measure(item)
+            second = session.measure(session.plan.items("resolution")[1])
+        assert record.environment.gpu is not None
+        assert record.environment.gpu.name == fake_nvml.NAME
+        assert record.environment.foreign_processes == list(self.FOREIGN)
+        assert any(flag.startswith("foreign_process: 1 foreign") for flag in record.flags)
+        for one in (record, second):
+            assert one.ticks is not None
+            assert one.samples is not None
+            assert one.ticks.time_s[0] < one.windows.start_s[0]
+            assert one.ticks.time_s[-1] > one.windows.end_s[-1]
+            assert one.ticks.time_s[0] > -0.5  # what was read before is not in it
+            power_W = (one.ticks.energy_mJ[-1] - one.ticks.energy_mJ[0]) / 1000
+            power_W /= one.ticks.time_s[-1] - one.ticks.time_s[0]
+            assert power_W == pytest.approx(600, rel=0.05)
+            assert set(one.samples.power_instant_W) == {600}
+        assert "600 W now" in log.getvalue()
+
+    def test_a_meter_that_fails_stops_the_run_at_once(self, tmp_path: Path) -> None:
+        root = tiny.make_root(tmp_path / "root", protocols={"idle_s": 1.0, "sampled": tiny.SAMPLED})
+        lost = FakeGpu(CONSTANT, lost_at_s=1.0)
+        with Sampler(FakeDeviceFactory(lost), 0.002, 20) as sampler:
+            session = self.session(root, FakeGpu(CONSTANT), sampler, Progress(io.StringIO()))
+            session.progress.begin(session.plan.batches[0], list(session.plan.batches[0].items))
+            with pytest.raises(UserError, match="the GPU was lost"):
+                session.measure(session.plan.items("resolution")[0])

@@ -1,0 +1,96 @@
+"""CodeCarbon, as the study used it, beside our meter: what it gives, and what kind of number that is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from t2v_energy.measurement.record import CodeCarbonReading
+from t2v_energy.metering.codecarbon import CodeCarbon, cpu_kind
+
+codecarbon = pytest.importorskip("codecarbon")
+
+
+@pytest.fixture(scope="module")
+def without_gpu() -> Any:
+    carbon = CodeCarbon(None)
+    readings = []
+    for name in ("one", "two"):
+        carbon.start(name)
+        time.sleep(0.5)
+        readings.append(carbon.stop(name))
+    return readings
+
+
+def test_each_window_has_its_own_energy(without_gpu: Any) -> None:
+    for reading in without_gpu:
+        assert reading.version == codecarbon.__version__
+        assert reading.duration_s == pytest.approx(0.5, abs=0.2)
+        assert 0 < reading.cpu_energy_Wh * 3600 / reading.duration_s < 1000  # watts, modelled
+        assert 1 < reading.ram_energy_Wh * 3600 / reading.duration_s < 1000
+    one, two = (reading.ram_energy_Wh / reading.duration_s for reading in without_gpu)
+    assert two == pytest.approx(one, rel=0.4)  # of the second window, not of both
+
+
+def test_without_a_gpu_there_is_no_gpu_energy(without_gpu: Any) -> None:
+    for reading in without_gpu:
+        assert (reading.gpu_energy_Wh, reading.gpu_method) == (0, "none")
+        assert reading.ram_method == "constant_per_module"
+        assert cpu_kind(reading.cpu_method) in {"measured", "modelled", "constant"}
+
+
+ONE_OF_TWO = """
+import time
+from t2v_energy.metering import fake_nvml
+from t2v_energy.metering.fake_nvml import FakeGpu
+
+others = FakeGpu(fake_nvml.constant(50_000), uuid="GPU-0badcafe-0000-0000-0000-000000000000", old_names=True)
+with fake_nvml.installed([others, FakeGpu(fake_nvml.constant(600), old_names=True)]):
+    from t2v_energy.metering.codecarbon import CodeCarbon  # looks for NVML when it is imported
+
+    carbon = CodeCarbon(1)
+    carbon.start("gpu")
+    time.sleep(1.0)
+    print(carbon.stop("gpu").model_dump_json())
+"""
+
+
+def test_the_gpu_is_the_one_of_the_index(tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").symlink_to("/bin/true")  # CodeCarbon asks whether it runs
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    command = [sys.executable, "-W", "ignore", "-c", ONE_OF_TWO]
+    done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reading = CodeCarbonReading.model_validate_json(done.stdout)
+    assert reading.gpu_method == "nvml_energy_counter"
+    # within two ticks of 100 ms at 600 W
+    assert reading.gpu_energy_Wh * 3600 == pytest.approx(600 * reading.duration_s, abs=125)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("intel_rapl", "measured"),
+        ("intel_power_gadget", "measured"),
+        ("constant", "constant"),
+        ("cpu_load", "modelled"),
+        ("anything else", "modelled"),
+    ],
+)
+def test_kinds_of_cpu_energy(method: str, kind: str) -> None:
+    assert cpu_kind(method) == kind
+
+
+def test_methods_are_named_for_what_is_there() -> None:
+    carbon = CodeCarbon.__new__(CodeCarbon)
+    hardware = [type("CPU", (), {"_mode": "intel_rapl"})(), type("Other", (), {})()]
+    carbon._tracker = SimpleNamespace(_hardware=hardware)
+    assert carbon._methods() == {"GPU": "none", "CPU": "intel_rapl", "RAM": "none"}
+    carbon._tracker = SimpleNamespace(_hardware=[type("AppleSiliconChip", (), {})(), type("GPU", (), {})()])
+    assert carbon._methods() == {"GPU": "nvml_energy_counter", "CPU": "unknown", "RAM": "none"}

@@ -1,0 +1,362 @@
+"""The typed, strict configuration: what is shipped is right, and every error tells where and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+from t2v_energy import config
+from t2v_energy.config import (
+    Campaign,
+    Configuration,
+    configurations,
+    describe_weights,
+    load_accelerator,
+    load_accelerators,
+    load_campaign,
+    load_experiment,
+    load_model,
+    load_settings,
+    merged,
+    parse,
+    protocol_settings,
+)
+from t2v_energy.errors import UserError
+
+SHIPPED = {
+    folder: sorted(p.stem for p in (tiny.ROOT / "config" / folder).glob("*.yaml"))
+    for folder in ("models", "campaigns", "experiments")
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tiny.make_root(tmp_path)
+
+
+def rewrite(root: Path, name: str, **changes: Any) -> Path:
+    """Change top-level keys of config/<name>.yaml."""
+    path = root / "config" / f"{name}.yaml"
+    return tiny.write_yaml(root, name, yaml.safe_load(path.read_text()) | changes)
+
+
+def message(function: Any, *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+class TestShipped:
+    @pytest.mark.parametrize("key", SHIPPED["models"])
+    def test_models_load(self, key: str) -> None:
+        model = load_model(tiny.ROOT, key)
+        assert model.key == key
+        assert {"transformer", "vae", "text_encoder", "scheduler"} <= set(model.components)
+        base = config.base_configuration(
+            config.Experiment(key="x", title="x", protocol="full", model=key, vary=[{}]), model, 0
+        )
+        config.check_runnable(base, model, "defaults")
+
+    def test_accelerators_load(self) -> None:
+        known = load_accelerators(tiny.ROOT)
+        contract = "h200 h100-sxm a100-sxm rtx-4090 l4 tpu-v6e mi325x gaudi3"
+        assert set(contract.split()) <= set(known)
+        assert load_accelerator(tiny.ROOT, "h200").peak_bf16_dense_TFLOPs == 989
+
+    @pytest.mark.parametrize("key", SHIPPED["campaigns"])
+    def test_every_configuration_of_every_campaign_is_runnable(self, key: str) -> None:
+        campaign = load_campaign(tiny.ROOT, key)
+        load_accelerator(tiny.ROOT, campaign.accelerator)
+        protocol_settings(load_settings(tiny.ROOT), campaign)
+        for experiment in campaign.experiments:
+            listed = configurations(tiny.ROOT, campaign, experiment)
+            assert len(dict(listed)) == len(listed) > 0
+            assert {c.seed for _, c in listed} == {campaign.seed}
+
+    @pytest.mark.parametrize("key", SHIPPED["experiments"])
+    def test_experiments_load_without_a_campaign_of_their_own(self, key: str) -> None:
+        campaign = Campaign(key="x", title="x", accelerator="h200", device="cuda", experiments={key: {}})
+        assert load_experiment(tiny.ROOT, campaign, key).key == key
+        assert configurations(tiny.ROOT, campaign, key)
+
+    def test_the_fourteen_sizes_of_the_published_sweep(self) -> None:
+        listed = configurations(tiny.ROOT, load_campaign(tiny.ROOT, "h200"), "resolution")
+        assert {(c.width, c.height) for _, c in listed} == {
+            (256, 256), (320, 240), (384, 384), (448, 256), (512, 512), (576, 320), (704, 384), (768, 432),
+            (832, 480), (1024, 576), (1088, 608), (1280, 720), (1536, 864), (1792, 1008),
+        }  # fmt: skip
+        assert {(c.num_frames, c.num_inference_steps) for _, c in listed} == {(81, 50)}
+
+    def test_settings_load(self) -> None:
+        settings = load_settings(tiny.ROOT)
+        assert settings.campaign == settings.paper_campaign == "h200"
+        assert settings.prompts.count == 50
+        assert (settings.protocols.full.warmups, settings.protocols.full.repetitions) == (2, 5)
+
+
+class TestUnknownKeys:
+    def test_in_a_nested_section_with_the_nearest(self, root: Path) -> None:
+        path = rewrite(root, "config", measure={"batch_minuts": 3})
+        text = message(load_settings, root)
+        assert str(path) in text
+        assert "unknown key 'measure.batch_minuts' (value 3)" in text
+        assert "did you mean 'batch_minutes'?" in text
+
+    def test_in_a_list(self, root: Path) -> None:
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[{"heigth": 32, "width": 32}]))
+        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        assert "unknown key 'vary.0.heigth' (value 32)" in text
+        assert "did you mean 'height'?" in text
+        assert "config/campaigns/tiny.yaml, experiments.resolution" in text
+
+    def test_in_a_component_by_its_alias(self, root: Path) -> None:
+        path = root / "config" / "models" / "tiny-wan.yaml"
+        path.write_text(path.read_text().replace("class: diffusers.AutoencoderKLWan", "clas: x"))
+        text = message(load_model, root, "tiny-wan")
+        assert "components.vae.class: Field required" in text
+
+    def test_nothing_near_lists_what_is_known(self, root: Path) -> None:
+        rewrite(root, "config", zzz=1)
+        text = message(load_settings, root)
+        assert "unknown key 'zzz' (value 1)" in text
+        assert "known keys here: campaign, paper_campaign, prompts, measure, protocols" in text
+
+    def test_several_are_counted(self, root: Path) -> None:
+        rewrite(root, "config", zzz=1, yyy=2)
+        assert "; and 1 more" in message(load_settings, root)
+
+
+class TestWrongValues:
+    @pytest.mark.parametrize(
+        ("name", "changes", "place", "found"),
+        [
+            ("config", {"protocols": {"idle_s": "2 min"}}, "protocols.idle_s", "'2 min'"),
+            ("config", {"protocols": {"idle_s": float("inf")}}, "protocols.idle_s", "inf"),
+            ("config", {"protocols": {"sample_hz": 5}}, "protocols.sample_hz", "5"),
+            ("config", {"prompts": {"count": 0}}, "prompts.count", "0"),
+            ("config", {"campaign": "Not A Key"}, "campaign", "'Not A Key'"),
+            ("campaigns/tiny", {"device": "tpu"}, "device", "'tpu'"),
+            ("campaigns/tiny", {"passes": 1.5}, "passes", "1.5"),
+        ],
+    )
+    def test_the_error_names_file_key_and_value(
+        self, root: Path, name: str, changes: dict[str, Any], place: str, found: str
+    ) -> None:
+        path = rewrite(root, name, **changes)
+        load = load_settings if name == "config" else lambda r: load_campaign(r, "tiny")
+        text = message(load, root)
+        assert text.startswith(f"{path}: {place}: ")
+        assert f"(found {found})" in text
+        assert "config/README.md" in text
+
+    @pytest.mark.parametrize(
+        ("size", "what"),
+        [
+            ({"height": -16}, "vary.0.height"),
+            ({"width": "big"}, "vary.0.width"),
+            ({"num_frames": 0}, "num_f"),
+        ],
+    )
+    def test_sizes_that_are_none(self, root: Path, size: dict[str, Any], what: str) -> None:
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[size]))
+        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        assert what in text
+        assert f"(found {next(iter(size.values()))!r})" in text
+        assert "config/campaigns/tiny.yaml" in text
+
+    @pytest.mark.parametrize(
+        ("size", "what", "remedy"),
+        [
+            ({"height": 250}, "height: 250 is not divisible by 16", "use 240 or 256"),
+            ({"width": 8}, "width: 8 is not divisible by 16", "use 16"),
+            ({"num_frames": 80}, "num_frames: 80 would be rounded", "4k + 1 frames; the nearest is 81"),
+            ({"num_frames": 2}, "num_frames: 2 would be rounded", "the nearest is 1"),
+            ({"num_frames": 82}, "num_frames: 82 would be rounded", "the nearest is 81"),
+        ],
+    )
+    def test_sizes_that_the_model_cannot_run(
+        self, root: Path, size: dict[str, Any], what: str, remedy: str
+    ) -> None:
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[{}, size]))
+        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        assert what in text
+        assert remedy in text
+        assert text.startswith("config/campaigns/tiny.yaml, experiments.resolution.vary[1]: ")
+
+    def test_the_experiment_file_is_named_where_the_size_is_in_it(self, root: Path) -> None:
+        path = rewrite(root, "experiments/resolution", vary=[{"height": 250}])
+        text = message(configurations, root, load_campaign(root, "h200"), "resolution")
+        assert text.startswith(f"config/experiments/{path.name}, vary[0]: height: 250")
+
+    def test_frames_without_an_offset(self) -> None:
+        limits = config.Limits(size_multiple=16, frames_multiple=8, frames_offset=0)
+        model = tiny.model().model_copy(update={"limits": limits})
+        config.check_runnable(tiny.configuration(num_frames=16), model, "x")
+        text = message(config.check_runnable, tiny.configuration(num_frames=1), model, "x")
+        assert "the nearest is 8" in text
+
+
+class TestModelFiles:
+    def rewritten(self, root: Path, old: str, new: str) -> str:
+        path = root / "config" / "models" / "wan2.1-t2v-1.3b.yaml"
+        before = path.read_text()
+        assert old in before
+        path.write_text(before.replace(old, new))
+        text = message(load_model, root, "wan2.1-t2v-1.3b")
+        assert str(path) in text
+        return text
+
+    def test_a_revision_that_pins_nothing(self, root: Path) -> None:
+        text = self.rewritten(root, "revision: 0fad780a534b6463e45facd96134c9f345acfa5b", "revision: main")
+        assert "hub.revision" in text
+        assert "(found 'main')" in text
+
+    @pytest.mark.parametrize(
+        "name", ["os.system", "subprocess.Popen", "diffusers.utils.Run", "diffusers.run"]
+    )
+    def test_a_class_of_another_library(self, root: Path, name: str) -> None:
+        text = self.rewritten(root, "class: diffusers.WanTransformer3DModel", f"class: {name}")
+        assert "components.transformer.class" in text
+        assert "must be diffusers.<Class> or transformers.<Class>" in text
+        assert f"(found '{name}')" in text
+
+    def test_a_path_that_is_no_method_of_a_part(self, root: Path) -> None:
+        text = self.rewritten(root, "vae_decode: vae.decode", "vae_decode: vae.__class__.decode")
+        assert "spans.vae_decode" in text
+
+    def test_what_a_record_says_of_the_weights(self) -> None:
+        wan = load_model(tiny.ROOT, "wan2.1-t2v-1.3b")
+        assert describe_weights(wan, "random", 7) == "random, seed 7"
+        assert describe_weights(wan, "pretrained", 7) == (
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers@0fad780a534b6463e45facd96134c9f345acfa5b"
+        )
+
+
+class TestFiles:
+    def test_a_key_that_differs_from_the_file(self, root: Path) -> None:
+        path = rewrite(root, "campaigns/tiny", key="other")
+        text = message(load_campaign, root, "tiny")
+        assert f"{path}: key: 'other' differs from the file's name" in text
+        assert "write `key: tiny`" in text
+        rewrite(root, "experiments/resolution", key="frames")
+        assert "key: 'frames' differs" in message(
+            load_experiment, root, load_campaign(root, "h200"), "resolution"
+        )
+
+    @pytest.mark.parametrize(
+        ("load", "what", "near"),
+        [
+            (lambda r: load_model(r, "tiny-wam"), "there is no model 'tiny-wam'", "'tiny-wan'"),
+            (lambda r: load_campaign(r, "smok"), "there is no campaign 'smok'", "'smoke'"),
+            (
+                lambda r: load_experiment(r, load_campaign(r, "tiny"), "resolutoin"),
+                "there is no experiment 'resolutoin'",
+                "'resolution'",
+            ),
+            (lambda r: load_accelerator(r, "h20"), "unknown accelerator 'h20'", "'h200'"),
+        ],
+    )
+    def test_unknown_names_suggest_the_nearest(self, root: Path, load: Any, what: str, near: str) -> None:
+        text = message(load, root)
+        assert what in text
+        assert f"did you mean {near}?" in text
+        assert "known: " in text
+
+    def test_nothing_near_and_nothing_there(self, tmp_path: Path) -> None:
+        text = message(load_campaign, tmp_path, "x")
+        assert "known: none" in text
+        assert "did you mean" not in text
+
+    def test_no_settings(self, tmp_path: Path) -> None:
+        text = message(load_settings, tmp_path)
+        assert str(tmp_path / "config" / "config.yaml") in text
+        assert "give --root" in text
+
+    @pytest.mark.parametrize(
+        ("content", "what"),
+        [(b"campaign: [", "not valid YAML"), (b"\xff\xfe\x00", "not valid YAML"), (b"- a\n", "a mapping")],
+    )
+    def test_files_that_are_no_configuration(self, root: Path, content: bytes, what: str) -> None:
+        path = root / "config" / "config.yaml"
+        path.write_bytes(content)
+        text = message(load_settings, root)
+        assert text.startswith(f"{path}: ")
+        assert what in text
+
+    def test_overrides_are_named_in_errors(self, root: Path) -> None:
+        assert load_settings(root, {"campaign": "smoke"}).campaign == "smoke"
+        assert "config.yaml with --config" in message(load_settings, root, {"campain": "smoke"})
+
+
+class TestLayers:
+    def test_a_campaign_changes_its_experiment(self, root: Path) -> None:
+        experiment = load_experiment(root, load_campaign(root, "tiny"), "resolution")
+        assert (experiment.model, experiment.protocol) == ("tiny-wan", "sampled")
+        assert experiment.fixed.num_frames == 5
+        assert experiment.title == load_experiment(root, load_campaign(root, "h200"), "resolution").title
+
+    def test_a_configuration_has_model_defaults_fixed_and_varied_values(self, root: Path) -> None:
+        listed = dict(configurations(root, load_campaign(root, "tiny"), "resolution"))
+        assert listed["tiny-wan_32x48_5f_2s"] == Configuration(
+            model="tiny-wan",
+            height=32,
+            width=48,
+            num_frames=5,
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            seed=3,
+        )
+
+    def test_a_campaign_changes_the_protocols_key_by_key(self, root: Path) -> None:
+        settings = tiny.settings(root)
+        laid = protocol_settings(settings, load_campaign(root, "tiny"))
+        assert laid.idle_s == 0.2
+        assert laid.sampled.generations == 2
+        assert laid.sampled.warmup_steps == settings.protocols.sampled.warmup_steps
+        assert laid.full == settings.protocols.full
+
+    def test_a_wrong_protocol_names_the_campaign(self, root: Path) -> None:
+        rewrite(root, "campaigns/tiny", protocols={"sampled": {"generation": 3}})
+        text = message(protocol_settings, tiny.settings(root), load_campaign(root, "tiny"))
+        assert text.startswith("config/campaigns/tiny.yaml, protocols: unknown key 'sampled.generation'")
+        assert "did you mean 'generations'?" in text
+
+    def test_merged_goes_section_by_section(self) -> None:
+        base = {"a": {"b": 1, "c": 2}, "d": 3}
+        assert merged(base, {"a": {"c": 4}, "d": {"e": 5}}) == {"a": {"b": 1, "c": 4}, "d": {"e": 5}}
+        assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+
+    def test_a_configuration_that_is_listed_twice(self, root: Path) -> None:
+        size = {"height": 32, "width": 32}
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[size, {}, size]))
+        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        assert "tiny-wan_32x32_5f_2s is listed twice" in text
+        assert "vary[2]" in text
+
+
+class TestIds:
+    def test_the_contract(self) -> None:
+        base = tiny.configuration()
+        assert base.id() == base.id(base) == "tiny-wan_32x32_5f_4s"
+        other = tiny.configuration(height=16, width=48, num_frames=9, num_inference_steps=50)
+        assert other.id(base) == "tiny-wan_16x48_9f_50s"
+
+    def test_prompt_kernel_and_interventions_only_where_they_are_not_the_default(self) -> None:
+        base = tiny.configuration(prompt="p001", attention_kernel="flash")
+        assert base.id(base) == "tiny-wan_32x32_5f_4s"
+        assert base.id() == "tiny-wan_32x32_5f_4s_pp001__flash"
+        assert tiny.configuration(prompt="p002").id(base) == "tiny-wan_32x32_5f_4s_pp002__default"
+        changed = base.model_copy(update={"interventions": ("token-merging", "cache")})
+        assert changed.id(base) == "tiny-wan_32x32_5f_4s__token-merging+cache"
+        cudnn = base.model_copy(update={"attention_kernel": "cudnn", "interventions": ("cache",)})
+        assert cudnn.id(base) == "tiny-wan_32x32_5f_4s__cudnn__cache"
+
+    def test_objects_are_frozen(self) -> None:
+        with pytest.raises(ValueError, match="frozen"):
+            tiny.configuration().height = 64  # type: ignore[misc]
+
+    def test_parse_gives_the_object(self) -> None:
+        assert parse(config.Hub, {"id": "a/b", "revision": "0" * 40}, "x").id == "a/b"

@@ -1,0 +1,152 @@
+"""What the Snakefile is told: sealed experiments are data, the others are measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from records import GPU, configuration, make_record, write
+from t2v_energy.dag import Dag, read_dag
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.sealing import seal
+from t2v_energy.plan import make_plan
+
+SIZES = [(240, 320), (480, 832)]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a GPU campaign ``big`` of two experiments, and the campaign ``tiny`` on the CPU."""
+    tiny.make_root(tmp_path)
+    sweep = {"vary": [{"height": h, "width": w} for h, w in SIZES]}
+    for key in ("frames", "more.steps"):
+        text = (tmp_path / "config/experiments/resolution.yaml").read_text()
+        (tmp_path / f"config/experiments/{key}.yaml").write_text(
+            text.replace("key: resolution", f"key: {key}")
+        )
+    experiments = {"resolution": sweep, "frames": sweep, "more.steps": sweep}
+    campaign = {"key": "big", "title": "x", "accelerator": "h200", "device": "cuda", "gpu_name": GPU}
+    tiny.write_yaml(tmp_path, "campaigns/big", campaign | {"experiments": experiments})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dag(root: Path, campaign: str = "big", **overrides: Any) -> Dag:
+    return read_dag(root, {"campaign": campaign, **overrides})
+
+
+def sealed(root: Path) -> list[str]:
+    """Seal ``resolution`` of ``big``, of two synthetic records; the records' names."""
+    folder = root / "results/raw/big/resolution"
+    records = [make_record(campaign="big", config=configuration(height=h, width=w)) for h, w in SIZES]
+    names = [write(record, folder).name for record in records]
+    seal(folder, names, GPU)
+    return names
+
+
+def test_nothing_sealed(root: Path) -> None:
+    found = dag(root)
+    assert (found.campaign, found.sealed, found.on_gpu) == ("big", (), True)
+    assert len(found.batch_indices) == 3
+    assert found.measurements == found.batch_indices
+    for batch, path in zip(found.plan.batches, found.batch_indices, strict=True):
+        assert path == f"results/raw/big/{batch.experiment}/batches/{batch.name}.json"
+
+
+def test_a_sealed_experiment_is_data_and_has_no_batch(root: Path) -> None:
+    names = sealed(root)
+    found = dag(root)
+    assert found.sealed == ("resolution",)
+    assert {b.experiment for b in found.plan.batches} == {"frames", "more.steps"}
+    folder = "results/raw/big/resolution"
+    expected = [f"{folder}/{name}" for name in [*sorted(names), "SHA256SUMS"]]
+    assert found.measurements == expected + found.batch_indices
+    assert len(found.batch_indices) == 2
+
+
+def test_a_sealed_experiment_that_is_not_whole_stops_the_build(root: Path) -> None:
+    names = sealed(root)
+    (root / "results/raw/big/resolution" / names[0]).unlink()
+    with pytest.raises(UserError, match=re.escape(f"missing: {names[0]}")):
+        _ = dag(root).measurements
+
+
+def test_a_changed_record_is_left_to_the_rules_that_read_it(root: Path) -> None:
+    # every dry run parses the Snakefile: it reads names and hashes nothing
+    names = sealed(root)
+    (root / "results/raw/big/resolution" / names[0]).write_text("{}")
+    assert dag(root).sealed == ("resolution",)
+
+
+def test_the_pattern_matches_what_may_be_measured(root: Path) -> None:
+    pattern = dag(root).unsealed_pattern
+    assert all(re.fullmatch(pattern, key) for key in ("resolution", "frames", "more.steps"))
+    assert not re.fullmatch(pattern, "moreXsteps")
+    sealed(root)
+    pattern = dag(root).unsealed_pattern
+    assert re.fullmatch(pattern, "frames")
+    assert not re.fullmatch(pattern, "resolution")
+
+
+def test_the_pattern_of_a_sealed_campaign_matches_nothing(root: Path) -> None:
+    sealed(root)
+    (root / "config/campaigns/big.yaml").write_text(
+        (root / "config/campaigns/big.yaml").read_text().split("  frames:")[0]
+    )
+    found = dag(root)
+    assert found.batch_indices == []
+    assert not any(re.search(found.unsealed_pattern, text) for text in ("", "resolution", "x"))
+
+
+def test_the_campaign_of_the_paper_has_the_folder_figures(root: Path) -> None:
+    assert not dag(root).is_paper_campaign
+    assert dag(root).figures == "results/figures/big"
+    found = dag(root, paper_campaign="big")
+    assert found.is_paper_campaign
+    assert found.figures == "figures"
+
+
+def test_a_cpu_campaign_needs_no_gpu(root: Path) -> None:
+    assert not dag(root, "tiny").on_gpu
+
+
+def test_the_settings_travel_as_json(root: Path) -> None:
+    found = dag(root, measure={"batch_minutes": 3})
+    assert json.loads(found.measuring_json)["measure"] == {"batch_minutes": 3, "allow_shared": False}
+    assert make_plan(root, tiny.settings(root, **json.loads(found.measuring_json))) == found.plan
+
+
+def test_measuring_depends_on_the_settings_of_measuring_alone(root: Path) -> None:
+    one = dag(root).measuring_json
+    assert set(json.loads(one)) == {"campaign", "measure", "protocols"}
+    assert dag(root, paper_campaign="tiny", prompts={"count": 3}).measuring_json == one
+    assert dag(root, protocols={"idle_s": 0.7}).measuring_json != one
+
+
+def test_what_to_ask_a_cluster_for(root: Path) -> None:
+    found = dag(root)
+    batch = found.plan.batches[0]
+    assert found.runtime_minutes(batch.experiment, batch.name) == pytest.approx(
+        batch.measure_s * 1.5 / 60 + 10, abs=1
+    )
+    assert found.host_memory_MB(batch.experiment, batch.name) == pytest.approx(
+        batch.memory_GiB * 1024 + 8192, abs=1
+    )
+    with pytest.raises(UserError, match="has no batch frames/nothing"):
+        found.runtime_minutes("frames", "nothing")
+
+
+def test_the_workflow_runs_in_its_own_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = root / "results"
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError, match="runs in its own folder") as caught:
+        dag(root)
+    assert caught.value.where == str(elsewhere)
+    assert f"cd {root}" in caught.value.remedy
+    (root / "link").symlink_to(root)
+    monkeypatch.chdir(root)
+    assert dag(root / "link").campaign == "big"

@@ -1,0 +1,170 @@
+"""What the documents say is so: links, commands, targets, the generated reference, the examples."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir, redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from clone import Clone
+from t2v_energy import cli, config_reference
+from t2v_energy.aggregation import aggregate
+from t2v_energy.metering.accuracy import accuracy_table
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path
+    for folder in (ROOT, ROOT / "config", ROOT / "profiles", ROOT / "docs")
+    for path in folder.glob("*.md")
+)
+README = ROOT / "README.md"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Code blocks of a document."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def commands(path: Path, program: str) -> Iterator[list[str]]:
+    """Arguments of every call of ``program`` in a document, in blocks and between back-ticks."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line for block in blocks(path, "sh") for line in block.splitlines()]
+    for line in lines + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] == [program] and words[1:] and not any("<" in word for word in words):
+                yield words[1:]
+
+
+def in_documents(program: str, *paths: Path) -> list[tuple[str, ...]]:
+    """Calls of ``program`` in these documents, each once."""
+    return sorted({tuple(words) for path in paths for words in commands(path, program)})
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which the reader of the README has copied the template."""
+    clone = Clone.of_repository(tmp_path_factory.mktemp("docs") / "clone")
+    campaigns = clone.root / "config" / "campaigns"
+    text = (campaigns / "template.yaml").read_text(encoding="utf-8")
+    (campaigns / "mine.yaml").write_text(text.replace("key: template", "key: mine"), encoding="utf-8")
+    return clone
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("https://", "#")):
+            assert (path.parent / target.partition("#")[0]).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_path_of_somebodys_machine(path: Path) -> None:
+    found = re.findall(r"(?<![\w.*])/(?:home|root|work|tmp|mnt|Users)/\S*", path.read_text(encoding="utf-8"))
+    assert not found
+
+
+@pytest.mark.parametrize("words", in_documents("t2v-energy", *DOCUMENTS), ids=shlex.join)
+def test_command_parses(words: tuple[str, ...]) -> None:
+    options = [*words]
+    if words == ("seal",):  # named in a sentence, without its options
+        options += ["--experiment", "resolution"]
+    assert callable(cli._parser().parse_args(options).run)
+
+
+@pytest.mark.parametrize("words", in_documents("make", *DOCUMENTS), ids=shlex.join)
+def test_make_target_exists(words: tuple[str, ...]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert re.search(rf"^{name} *\?=" if is_variable else rf"^{name}:", makefile, re.MULTILINE), word
+
+
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize("words", in_documents("snakemake", README), ids=shlex.join)
+def test_snakemake_plans_what_the_readme_asks(clone: Clone, words: tuple[str, ...]) -> None:
+    if "--unlock" in words:
+        pytest.skip("has nothing to plan")
+    done = clone.snakemake("-n", *words)
+    assert done.returncode == 0, done.stdout
+    measures = "measure_batch" in done.stdout
+    assert measures == any("campaign=" in word for word in words), "only an unsealed campaign is measured"
+
+
+def test_readme_names_files_that_the_workflow_builds(clone: Clone) -> None:
+    named = re.search(r"^\| file \| content \|\n(.*?)^$", README.read_text(encoding="utf-8"), re.M | re.S)
+    assert named
+    built = clone.outputs()
+    for name in re.findall(r"`([^`]+/[^`]+)`", named[1]):
+        assert name in built, name
+
+
+def test_reference_of_the_configuration_is_up_to_date() -> None:
+    path = ROOT / config_reference.README
+    found = path.read_text(encoding="utf-8")
+    expected = config_reference.written(found)
+    drift = difflib.unified_diff(
+        found.splitlines(), expected.splitlines(), "config/README.md", "the models", lineterm=""
+    )
+    assert found == expected, "run `python -m t2v_energy.config_reference`:\n" + "\n".join(drift)
+
+
+def test_reference_is_rewritten_below_the_marker_alone(tmp_path: Path) -> None:
+    path = tmp_path / config_reference.README
+    path.parent.mkdir()
+    path.write_text("By hand.\n" + config_reference.MARKER + "old\n", encoding="utf-8")
+    assert config_reference.main([str(tmp_path)]) == 0
+    assert path.read_text(encoding="utf-8") == "By hand.\n" + config_reference.reference()
+    path.write_text("no marker", encoding="utf-8")
+    with pytest.raises(config_reference.UserError, match="the generated part is missing"):
+        config_reference.main([str(tmp_path)])
+
+
+def test_every_key_in_use_is_in_the_reference() -> None:
+    named = {row.key for section in config_reference.SECTIONS for row in config_reference.rows(section.model)}
+    for key in ("prompts.seed", "protocols.sampled.min_window_s", "vary[].height", "components.<name>.class"):
+        assert key in named
+    assert all(row.meaning for s in config_reference.SECTIONS for row in config_reference.rows(s.model))
+
+
+def test_example_of_the_record_gives_the_energy_of_the_package(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "docs" / "record.md", "python")
+    printed = io.StringIO()
+    with chdir(ROOT), redirect_stdout(printed):
+        exec(example, {})
+    found_Wh = [float(line.removesuffix(" Wh")) for line in printed.getvalue().splitlines()]
+    name = "wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json"
+    assert name in example
+    folder = tmp_path / "resolution"
+    folder.mkdir()
+    shutil.copy(ROOT / "results" / "raw" / "h200" / "resolution" / name, folder)
+    aggregate({"resolution": [folder / name]}, tmp_path / "m.parquet", tmp_path / "c.csv", ROOT)
+    (expected_Wh,) = pd.read_csv(tmp_path / "c.csv")["gpu_energy_Wh"]
+    assert len(found_Wh) >= 3
+    assert sum(found_Wh) / len(found_Wh) == pytest.approx(expected_Wh, rel=0.003)
+
+
+def test_the_meters_errors_are_those_of_its_table() -> None:
+    text = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    head = re.search(r"^\| window \|(.*)\|\n", text, re.MULTILINE)
+    assert head
+    methods = [name.strip() for name in head[1].split("|")]
+    largest = (
+        pd.DataFrame(accuracy_table()).groupby(["window_s", "method"])["median_error_percent"].max().unstack()
+    )
+    printed = re.findall(r"^\| ([\d.]+) s \|(.*)\|$", text, re.MULTILINE)
+    assert [float(window) for window, _ in printed] == list(largest.index)
+    for window, cells in printed:
+        assert [float(cell) for cell in cells.split("|")] == pytest.approx(
+            largest.loc[float(window), methods].tolist(), abs=0.006
+        )

@@ -1,0 +1,181 @@
+"""The plan: batches, their names, the random order of each pass, and what the command prints."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from t2v_energy import cli
+from t2v_energy.config import ProtocolSettings
+from t2v_energy.errors import UserError
+from t2v_energy.plan import Item, Plan, make_plan, raw_folder
+from t2v_energy.prediction import predict_measurement_s
+
+SIZES = [{"height": 16 * i, "width": 16 * i} for i in range(2, 10)]
+OTHER = tiny.resolution()["resolution"] | {"vary": SIZES[:2]}
+
+
+def h200(**overrides: Any) -> Plan:
+    return make_plan(tiny.ROOT, tiny.settings(tiny.ROOT, campaign="h200", **overrides))
+
+
+def planned(tmp_path: Path, batch_minutes: float = 10, **changes: Any) -> Plan:
+    root = tiny.make_root(tmp_path, **changes)
+    return make_plan(root, tiny.settings(root, measure={"batch_minutes": batch_minutes}))
+
+
+def all_items(plan: Plan) -> list[Item]:
+    return [item for batch in plan.batches for item in batch.items]
+
+
+class TestBatches:
+    def test_each_measurement_is_in_one_batch(self) -> None:
+        plan = h200()
+        records = [item.record for item in all_items(plan)]
+        assert len(records) == len(set(records)) == 14 * plan.campaign.passes
+        assert "wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json" in records
+        assert plan.items("resolution") == all_items(plan)
+        assert plan.items("frames") == []
+
+    def test_a_batch_ends_before_the_limit(self) -> None:
+        # 4 minutes hold each configuration and not each pass, so that both sides are tried
+        limit_s = 240
+        plan = h200(measure={"batch_minutes": limit_s / 60})
+        assert all(batch.measure_s <= limit_s for batch in plan.batches)
+        by_pass: dict[int, list[Any]] = {}
+        for batch in plan.batches:
+            (pass_index,) = {item.pass_index for item in batch.items}
+            by_pass.setdefault(pass_index, []).append(batch)
+        for batches in by_pass.values():
+            assert len(batches) > 1
+            for batch, following in pairwise(batches):
+                assert batch.measure_s + following.items[0].measure_s > limit_s
+
+    def test_a_configuration_beyond_the_limit_is_a_batch_of_its_own(self) -> None:
+        plan = h200(measure={"batch_minutes": 1e-3})
+        assert {len(batch.items) for batch in plan.batches} == {1}
+
+    def test_zero_minutes_give_each_configuration_its_own(self, tmp_path: Path) -> None:
+        plan = planned(tmp_path, 0)
+        assert [len(batch.items) for batch in plan.batches] == [1, 1, 1]
+
+    def test_experiments_and_models_do_not_mix(self, tmp_path: Path) -> None:
+        root = tiny.make_root(tmp_path)
+        experiment = (root / "config/experiments/resolution.yaml").read_text()
+        (root / "config/experiments/again.yaml").write_text(
+            experiment.replace("key: resolution", "key: again")
+        )
+        tiny.write_yaml(
+            root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": tiny.resolution() | {"again": OTHER}}
+        )
+        plan = make_plan(root, tiny.settings(root))
+        assert [(b.experiment, len(b.items)) for b in plan.batches] == [("resolution", 3), ("again", 2)]
+        assert {i.configuration.model for i in all_items(plan)} == {"tiny-wan"}
+        only = make_plan(root, tiny.settings(root), ["again"])
+        assert only.batches == plan.batches[1:]
+
+    def test_names_are_a_function_of_the_records(self, tmp_path: Path) -> None:
+        one = planned(tmp_path / "a")
+        # another seed: another order, the same records; another title, other protocols
+        same = planned(tmp_path / "b", seed=11, title="x", protocols={"idle_s": 0.5})
+        assert [b.name for b in one.batches] == [b.name for b in same.batches]
+        assert all(len(b.name) == 10 and int(b.name, 16) >= 0 for b in one.batches)
+        fewer = planned(tmp_path / "c", experiments={"resolution": OTHER})
+        assert fewer.batches[0].name != one.batches[0].name
+        assert len({b.name for b in planned(tmp_path / "d", passes=3).batches}) == 3
+
+    def test_names_stay(self, tmp_path: Path) -> None:
+        # Indices of these names lie in results/raw: another way of naming would set off measuring anew.
+        (batch,) = planned(tmp_path).batches
+        assert batch.name == "89e35ee9c2"
+
+    def test_memory_is_that_of_the_largest(self) -> None:
+        plan = h200()
+        for batch in plan.batches:
+            assert batch.memory_GiB == max(i.prediction.memory_GiB for i in batch.items)
+        assert max(b.memory_GiB for b in plan.batches) > min(i.prediction.memory_GiB for i in all_items(plan))
+
+    def test_costs_are_those_of_the_prediction(self, tmp_path: Path) -> None:
+        plan = planned(tmp_path)
+        for item in all_items(plan):
+            assert item.measure_s == predict_measurement_s(item.prediction, "sampled", plan.protocols, 2)
+        assert plan.batches[0].measure_s == pytest.approx(sum(i.measure_s for i in all_items(plan)))
+        assert plan.protocols.idle_s == 0.2 != ProtocolSettings().idle_s
+
+
+class TestOrder:
+    def order(self, plan: Plan, pass_index: int) -> list[str]:
+        items = [i for i in all_items(plan) if i.pass_index == pass_index]
+        assert [i.order for i in items] == list(range(len(items)))
+        return [i.configuration_id for i in items]
+
+    def test_each_pass_has_an_order_of_its_own_that_comes_back(self, tmp_path: Path) -> None:
+        changes = {"passes": 3, "experiments": tiny.resolution(vary=SIZES)}
+        plan, again = planned(tmp_path / "a", **changes), planned(tmp_path / "b", **changes)
+        orders = [self.order(plan, index) for index in (1, 2, 3)]
+        assert plan.batches == again.batches
+        assert len({tuple(order) for order in orders}) == 3
+        assert {frozenset(order) for order in orders} == {frozenset(orders[0])}
+        by_size = [f"tiny-wan_{s['height']}x{s['width']}_5f_2s" for s in SIZES]
+        assert by_size not in orders
+
+    def test_another_seed_gives_another_order(self, tmp_path: Path) -> None:
+        experiments = tiny.resolution(vary=SIZES)
+        one = planned(tmp_path / "a", experiments=experiments)
+        two = planned(tmp_path / "b", experiments=experiments, seed=4)
+        assert self.order(one, 1) != self.order(two, 1)
+
+
+class TestErrors:
+    def test_an_unknown_batch_names_those_there_are(self, tmp_path: Path) -> None:
+        plan = planned(tmp_path)
+        batch = plan.batches[0]
+        assert plan.batch("resolution", batch.name) is batch
+        for experiment, name in (("resolution", "0123456789"), ("frames", batch.name)):
+            with pytest.raises(UserError) as caught:
+                plan.batch(experiment, name)
+            assert f"campaign tiny has no batch {experiment}/{name}" in str(caught.value)
+            assert f"resolution/{batch.name}" in str(caught.value)
+
+    def test_an_experiment_that_the_campaign_does_not_have(self, tmp_path: Path) -> None:
+        root = tiny.make_root(tmp_path)
+        with pytest.raises(UserError, match="campaign tiny has no experiment 'frames'") as caught:
+            make_plan(root, tiny.settings(root), ["frames"])
+        assert caught.value.remedy == "it has: resolution"
+
+    def test_the_folder_of_records(self) -> None:
+        assert raw_folder(Path("/r"), "c", "e") == Path("/r/results/raw/c/e")
+
+
+class TestCommand:
+    def printed(self, capsys: pytest.CaptureFixture[str], root: Path, *more: str) -> str:
+        assert cli.main(["--root", str(root), "plan", "--campaign", "tiny", *more]) == 0
+        return capsys.readouterr().out
+
+    def test_json(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        plan = planned(tmp_path)
+        data = json.loads(self.printed(capsys, tmp_path, "--json"))
+        assert (data["campaign"], data["kind"]) == ("tiny", "modelled")
+        item, row = plan.batches[0].items[0], data["configurations"][0]
+        assert len(data["configurations"]) == 3
+        assert row["configuration_id"] == item.configuration_id
+        assert (row["experiment"], row["batch"]) == ("resolution", plan.batches[0].name)
+        assert (row["protocol"], row["pass"]) == ("sampled", 1)
+        assert row["predicted_latency_s"] == pytest.approx(item.prediction.latency_s, abs=1e-3)
+        assert row["predicted_gpu_energy_Wh"] == pytest.approx(item.prediction.gpu_energy_Wh, abs=1e-4)
+        assert row["predicted_memory_GiB"] == pytest.approx(item.prediction.memory_GiB, abs=0.01)
+        assert row["predicted_measure_s"] == pytest.approx(item.measure_s, abs=0.1)
+
+    def test_table(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        plan = planned(tmp_path)
+        lines = self.printed(capsys, tmp_path).splitlines()
+        assert lines[0] == "campaign tiny: 3 measurements in 1 batches (modelled costs)"
+        assert lines[1].split()[:3] == ["experiment/batch", "configuration", "protocol"]
+        for line, item in zip(lines[2:5], plan.batches[0].items, strict=True):
+            assert line.split()[:2] == [f"resolution/{plan.batches[0].name}", item.configuration_id]
+        assert len({len(line) for line in lines[1:]}) == 1
+        assert lines[5].split() == ["all", f"{plan.batches[0].measure_s:.0f}"]

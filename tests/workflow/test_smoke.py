@@ -1,0 +1,104 @@
+"""The campaign ``smoke`` from a clean copy: all four stages live, on the CPU."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from clone import Built, Clone, jobs_in
+from t2v_energy.measurement.record import read_record, record_paths
+
+SMOKE = ("--config", "campaign=smoke")
+PROMPTS = "results/prompts/smoke.jsonl"
+LIMIT_S = 180  # the budget is 90 s on two cores of one's own; the cores that run the tests may be shared
+
+
+@pytest.fixture
+def copy(built_smoke: Built, tmp_path: Path) -> Clone:
+    """A built copy to change."""
+    return built_smoke.clone.copy(tmp_path / "clone")
+
+
+def _records(clone: Clone) -> dict[str, tuple[bytes, int]]:
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in record_paths(clone.raw("smoke"))}
+
+
+def test_one_command_runs_all_stages_live(built_smoke: Built) -> None:
+    clone, done = built_smoke.clone, built_smoke.done
+    assert done.returncode == 0, done.stdout
+    print(f"smoke, all stages: {built_smoke.wall_s:.0f} s")
+    assert built_smoke.wall_s < LIMIT_S
+    built = [
+        "results/prompts/smoke.jsonl",
+        "results/aggregated/smoke/measurements.parquet",
+        *(f"results/figures/smoke/fig2.{kind}" for kind in ("pdf", "png", "svg")),
+        *(f"results/tables/smoke/table3.{kind}" for kind in ("csv", "tex")),
+        "logs/notebooks/smoke/resolution.ipynb",
+    ]
+    for name in built:
+        assert (clone.root / name).stat().st_size > 0, name
+    assert json.loads((clone.root / "results/numbers/smoke/resolution.json").read_text())
+    with (clone.root / "results/aggregated/smoke/configurations.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["status"] for row in rows] == ["ok"] * 5
+    assert all(float(row["latency_s"]) > 0 and float(row["cpu_energy_Wh"]) > 0 for row in rows)
+
+
+def test_records_and_index_agree(built_smoke: Built) -> None:
+    folder = built_smoke.clone.raw("smoke")
+    records = [read_record(path) for path in record_paths(folder)]
+    (index,) = (folder / "batches").glob("*.json")
+    listed = json.loads(index.read_text())["records"]
+    assert {entry["record"] for entry in listed} == {record.file_name for record in records}
+    assert {record.order for record in records} == set(range(5))
+
+
+def test_figures_of_another_campaign_do_not_replace_the_papers(built_smoke: Built) -> None:
+    assert not list((built_smoke.clone.root / "figures").glob("fig*"))
+    assert not (built_smoke.clone.root / "paper" / "paper.pdf").exists()
+
+
+def test_the_second_run_does_nothing(built_smoke: Built) -> None:
+    done = built_smoke.clone.snakemake(*SMOKE)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout
+
+
+def test_other_prompts_measure_nothing_anew(copy: Clone) -> None:
+    """The input of measuring is ``ancient``, and its params hold no setting that is not its own."""
+    copy.change("config/config.yaml", "count: 50", "count: 49")
+    _assert_only_prompts_change(copy)
+
+
+def test_nor_do_other_words(copy: Clone) -> None:
+    """The same for the vocabulary."""
+    prompts = (copy.root / PROMPTS).read_text(encoding="utf-8")
+    lines = (copy.root / "config/prompts.yaml").read_text(encoding="utf-8").splitlines()
+    words = [line.strip()[2:] for line in lines if line.startswith("      - ")]
+    word = next(word for word in words if word in prompts)
+    copy.change("config/prompts.yaml", f"- {word}", f"- {word} seen twice")
+    _assert_only_prompts_change(copy)
+
+
+def _assert_only_prompts_change(copy: Clone) -> None:
+    before, text = _records(copy), (copy.root / PROMPTS).read_text(encoding="utf-8")
+    done = copy.snakemake(*SMOKE)
+    assert done.returncode == 0, done.stdout
+    assert jobs_in(done.stdout) == {"prompts": 1}
+    assert (copy.root / PROMPTS).read_text(encoding="utf-8") != text
+    assert copy.planned(*SMOKE) == {}
+    assert _records(copy) == before
+
+
+def test_another_protocol_is_refused_and_loses_no_record(copy: Clone) -> None:
+    """Records made otherwise are named; they are neither mixed with new ones nor deleted."""
+    before = _records(copy)
+    copy.change("config/config.yaml", "sample_hz: 20.0", "sample_hz: 25.0")
+    assert "measure_batch" in copy.planned(*SMOKE)
+    done = copy.snakemake(*SMOKE)
+    assert done.returncode != 0
+    assert "this record was measured with other" in done.stdout
+    assert any(name in done.stdout for name in before), "the record is named"
+    assert _records(copy) == before
