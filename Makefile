@@ -29,9 +29,8 @@ all: .venv/base.stamp
 
 install: .venv/base.stamp
 
-# loadgroup honours the `xdist_group` marks, which keep tests that time something on one worker.
 test: .venv/test.stamp
-	$(IN_VENV) python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-fail-under 85
+	$(IN_VENV) python -m pytest --numprocesses 2 --cov --cov-fail-under 85
 
 lint: .venv/test.stamp
 	$(IN_VENV) ruff check .

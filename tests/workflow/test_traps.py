@@ -114,10 +114,13 @@ def _submissions(clone: Clone, *arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in notes.read_text().splitlines()]
 
 
-def test_trap_4_a_group_of_batches_asks_for_one_gpu(clone: Clone) -> None:
+@pytest.mark.parametrize(
+    "arguments", [(), ("--resources", "other=1")], ids=["profile", "resources on the command line"]
+)
+def test_trap_4_a_group_of_batches_asks_for_one_gpu(clone: Clone, arguments: tuple[str, ...]) -> None:
     """Trap 4: without ``resource_scopes`` a group of four asks for four GPUs and waits for ever."""
     group = ("--groups", "measure_batch=gpu", "--group-components", "gpu=4")
-    (submission,) = _submissions(clone, *group)
+    (submission,) = _submissions(clone, *group, *arguments)
     assert submission["rules"] == ["measure_batch"] * 4
     resources = submission["resources"]
     assert isinstance(resources, dict)

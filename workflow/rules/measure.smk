@@ -2,7 +2,7 @@
 # Only the batch's index is declared: Snakemake deletes the outputs of failed jobs, and records must outlive them.
 # Sealed experiments have no batch here; their records are data.  The shell string names no version of the code,
 # so editing the package never sets off hours of measuring.  A job that runs again (other prompts, settings or
-# conditions) measures only what has no record yet, and stops where a record was made otherwise.
+# conditions) measures only what has no record yet, and stops where settings or weights of a record differ.
 # Ctrl-C leaves tee alone (-i), so that the runner's last words reach the user and the log.
 rule measure_batch:
     input:

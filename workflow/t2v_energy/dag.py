@@ -48,11 +48,7 @@ class Dag:
 
     @property
     def prompts_json(self) -> str:
-        """The settings that the prompts depend on.
-
-        No others: Snakemake asks whether the params of a job have changed only if no job before it is to
-        run, so prompts that were rewritten needlessly would hide that something must be measured.
-        """
+        """The settings that the prompts depend on; a change of any other must not rewrite them."""
         return self.settings.model_dump_json(include={"campaign", "prompts"})
 
     @property

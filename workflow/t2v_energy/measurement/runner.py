@@ -156,6 +156,7 @@ def _open_session(
     root: Path, settings: Settings, plan: Plan, prompts: Path, progress: Progress, stack: ExitStack
 ) -> Session:
     """Lock the device, see that it is ours alone and the right one, start the meter."""
+    stack.enter_context(_interruptible())
     texts = {prompt.id: prompt.text for prompt in load_prompts(prompts)}
     gpu: Gpu | None = None
     index: int | None = None
@@ -173,7 +174,6 @@ def _open_session(
         progress.watts = lambda: sampler.latest_power_W
     else:
         stack.enter_context(device_lock("cpu", progress.say))
-    stack.enter_context(_interruptible())
     return Session(root, plan, texts, progress, gpu, index, foreign, sampler)
 
 
