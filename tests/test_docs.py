@@ -90,7 +90,6 @@ def test_make_target_exists(words: tuple[str, ...]) -> None:
         assert re.search(rf"^{name} *\?=" if is_variable else rf"^{name}:", makefile, re.MULTILINE), word
 
 
-@pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("words", in_documents("snakemake", README), ids=shlex.join)
 def test_snakemake_plans_what_the_readme_asks(clone: Clone, words: tuple[str, ...]) -> None:
     if "--unlock" in words:
