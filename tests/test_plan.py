@@ -177,5 +177,21 @@ class TestCommand:
         assert lines[1].split()[:3] == ["experiment/batch", "configuration", "protocol"]
         for line, item in zip(lines[2:5], plan.batches[0].items, strict=True):
             assert line.split()[:2] == [f"resolution/{plan.batches[0].name}", item.configuration_id]
-        assert len({len(line) for line in lines[1:]}) == 1
-        assert lines[5].split() == ["all", f"{plan.batches[0].measure_s:.0f}"]
+            assert line.endswith("  to measure")
+        assert len({len(line) for line in lines[2:5]}) == 1
+        assert lines[5].split() == ["still", "to", "measure", f"{plan.batches[0].measure_s:.0f}"]
+
+    def test_what_is_measured_or_sealed_is_not_counted(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        plan = planned(tmp_path)
+        folder = tmp_path / "results" / "raw" / "tiny" / "resolution"
+        folder.mkdir(parents=True)
+        for item in plan.batches[0].items:
+            (folder / item.record).touch()
+        assert [line.split()[-1] for line in self.printed(capsys, tmp_path).splitlines()[2:]] == [
+            *["measured"] * 3,
+            "0",
+        ]
+        (folder / "SHA256SUMS").touch()
+        assert self.printed(capsys, tmp_path).splitlines()[2].endswith("  sealed")

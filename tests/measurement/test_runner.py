@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,29 @@ class TestABatch:
         assert contents(copy) == before
         assert "3 already measured" in log.getvalue()
         assert "building" not in log.getvalue()
+
+    def test_what_another_measured_while_this_one_waited_is_not_measured_again(
+        self, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two measurements of one batch: the second gets the device when the first has finished."""
+        folder, before, log = raw_folder(copy, "tiny", "resolution"), contents(copy), io.StringIO()
+        elsewhere = tmp_path / "elsewhere"
+        shutil.copytree(folder, elsewhere)
+        for name in before:
+            (folder / name).unlink()
+
+        @contextmanager
+        def lock_that_was_held(*_: Any) -> Iterator[None]:
+            for name in before:
+                shutil.copy2(elsewhere / name, folder / name)
+            yield
+
+        monkeypatch.setattr(runner, "device_lock", lock_that_was_held)
+        measure(copy, log)
+        assert "0 already measured" in log.getvalue()
+        assert "3 already measured" in log.getvalue()
+        assert "building" not in log.getvalue()
+        assert contents(copy) == before
 
     def test_one_that_breaks_a_rule_is_kept_and_told(self, copy: Path) -> None:
         path = record_paths(raw_folder(copy, "tiny", "resolution"))[0]

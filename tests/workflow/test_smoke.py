@@ -91,6 +91,24 @@ def _assert_prompts_change_and_records_do_not(copy: Clone) -> None:
     assert copy.planned(*SMOKE) == {}
 
 
+def test_a_record_that_was_moved_away_is_measured_again_and_no_other(copy: Clone) -> None:
+    """What every message advises: move it away, run again."""
+    before = _records(copy)
+    moved = sorted(before)[0]
+    (copy.raw("smoke") / moved).rename(copy.root / moved)
+    assert "measure_batch" in copy.planned(*SMOKE)
+    done = copy.snakemake(*SMOKE)
+    assert done.returncode == 0, done.stdout
+    after = _records(copy)
+    assert set(after) == set(before)
+    assert {name for name in before if after[name] != before[name]} == {moved}
+    assert (
+        copy.snakemake(*SMOKE).returncode == 0
+    )  # Snakemake notices that the list of what lacks is empty again
+    assert copy.planned(*SMOKE) == {}
+    assert _records(copy) == after
+
+
 def test_another_protocol_is_refused_and_loses_no_record(copy: Clone) -> None:
     """Records made otherwise are named; they are neither mixed with new ones nor deleted."""
     before = _records(copy)

@@ -29,6 +29,9 @@ rule measure_batch:
     params:
         settings=STUDY.measuring_json,
         conditions=STUDY.conditions,
+        missing=lambda wildcards: STUDY.missing_records(
+            wildcards.experiment, wildcards.batch
+        ),
     message:
         "Stage 2: measure batch {wildcards.batch} of {wildcards.experiment}"
     shell:

@@ -56,7 +56,7 @@ SPREAD = ("latency_s", "gpu_energy_Wh")
 """Quantities whose passes are compared."""
 IDLE = ("idle_before", "idle_after")
 CODECARBON = (
-    "codecarbon_gpu_energy_Wh",
+    "codecarbon_window_energy_Wh",
     "codecarbon_duration_s",
     "counter_window_energy_Wh",
     "counter_window_s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,6 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options) or 0
     except UserError as error:
         print(f"t2v-energy: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"t2v-energy: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
@@ -135,8 +142,17 @@ def _doctor(options: argparse.Namespace) -> int:
     return int(any(f.state == "blocking" for f in findings))
 
 
+def _state(folder: Path, record: str) -> str:
+    """Whether a planned measurement is sealed data, measured, or still to be taken."""
+    from t2v_energy.measurement.sealing import is_sealed
+
+    if not (folder / record).exists():
+        return "to measure"
+    return "sealed" if is_sealed(folder) else "measured"
+
+
 def _plan(options: argparse.Namespace) -> None:
-    from t2v_energy.plan import make_plan
+    from t2v_energy.plan import make_plan, raw_folder
 
     plan = make_plan(options.root, _load(options))
     rows: list[dict[str, Any]] = [
@@ -146,6 +162,7 @@ def _plan(options: argparse.Namespace) -> None:
             "configuration_id": item.configuration_id,
             "protocol": item.protocol,
             "pass": item.pass_index,
+            "state": _state(raw_folder(options.root, plan.campaign.key, batch.experiment), item.record),
             "predicted_latency_s": round(item.prediction.latency_s, 3),
             "predicted_gpu_energy_Wh": round(item.prediction.gpu_energy_Wh, 4),
             "predicted_memory_GiB": round(item.prediction.memory_GiB, 2),
@@ -162,16 +179,17 @@ def _plan(options: argparse.Namespace) -> None:
     counts = f"{len(rows)} measurements in {len(plan.batches)} batches"
     print(f"campaign {plan.campaign.key}: {counts} (modelled costs)")
     print(
-        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}"
-        f"{'s':>9}{'Wh':>10}{'GiB':>7}{'to measure, s':>15}"
+        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'pass':>4}"
+        f"{'s':>9}{'Wh':>10}{'GiB':>7}{'measuring, s':>14}  state"
     )
     for row in rows:
         print(
             f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<44}{row['protocol']:<10}"
-            f"{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
-            f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>15.0f}"
+            f"{row['pass']:>4}{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
+            f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>14.0f}  {row['state']}"
         )
-    print(f"{'all':<104}{sum(r['predicted_measure_s'] for r in rows):>15.0f}")
+    left_s = sum(r["predicted_measure_s"] for r in rows if r["state"] == "to measure")
+    print(f"{'still to measure':<108}{left_s:>14.0f}")
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -197,6 +215,8 @@ def _measure(options: argparse.Namespace) -> None:
             update={"measure": settings.measure.model_copy(update={"allow_shared": True})}
         )
     prompts = options.prompts or options.root / "results" / "prompts" / f"{settings.campaign}.jsonl"
+    if options.batch and not options.experiment:
+        raise UserError(f"--batch {options.batch} without --experiment", remedy="add --experiment NAME")
     plan = make_plan(options.root, settings, [options.experiment] if options.experiment else None)
     batches = [plan.batch(options.experiment, options.batch)] if options.batch else plan.batches
     for batch in batches:
@@ -211,9 +231,9 @@ def _validate(options: argparse.Namespace) -> int:
 
     folders = sorted({path.parent for path in options.folder.rglob("*__*_r*.json")})
     if not folders:
-        raise UserError(
-            "there is no record below", where=str(options.folder), remedy="name a campaign's folder"
-        )
+        what = "there is no record below" if options.folder.is_dir() else "there is no such folder"
+        remedy = "name results/raw, a campaign's folder or an experiment's; measure first if it is empty"
+        raise UserError(what, where=str(options.folder), remedy=remedy)
     invalid = 0
     for folder in folders:
         if is_sealed(folder):

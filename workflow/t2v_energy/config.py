@@ -306,7 +306,7 @@ class Configuration(Strict):
     seed: int = 0
 
     def id(self, base: Configuration | None = None) -> str:
-        """The readable, stable name of ``contracts.md``; ``base`` is the experiment's default."""
+        """The readable, stable name of a configuration; ``base`` is the experiment's default."""
         kernel = base.attention_kernel if base else None
         prompt = base.prompt if base else "p000"
         name = (

@@ -7,11 +7,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from t2v_energy.config import Settings, load_campaign, load_experiment, load_settings
+from t2v_energy.config import Settings, load_experiment, load_settings
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import is_sealed, sealed_records
 from t2v_energy.plan import Plan, make_plan, raw_folder
@@ -98,6 +98,17 @@ class Dag:
         ]
         return sealed + self.batch_indices
 
+    def missing_records(self, experiment: str, batch: str) -> list[str]:
+        """Records that a finished batch has lost: moved away, to be measured again.
+
+        The batch's index outlives them, so the rule tracks this list; it is empty on a first run.
+        """
+        folder = raw_folder(self.root, self.campaign, experiment)
+        if not (folder / "batches" / f"{batch}.json").exists():
+            return []
+        items = self.plan.batch(experiment, batch).items
+        return [item.record for item in items if not (folder / item.record).exists()]
+
     def sources(self, *names: str) -> list[str]:
         """Files of the package that a rule runs (modules or folders), so that an edit reruns the rule.
 
@@ -142,6 +153,14 @@ def read_dag(root: Path, config: Mapping[str, Any]) -> Dag:
             remedy=f"cd {root} (results go to its results/; copy the repository for a second set)",
         )
     settings = load_settings(root, config)
-    keys = load_campaign(root, settings.campaign).experiments
+    if settings.prompts.file and not (root / settings.prompts.file).is_file():
+        raise UserError(
+            f"prompts.file: there is no {settings.prompts.file!r}",
+            where="config/config.yaml",
+            remedy="name a .txt or .jsonl file by its path from the repository's root, or null",
+        )
+    plan = make_plan(root, settings)  # of every experiment, so that a sealed one's files are checked too
+    keys = plan.campaign.experiments
     sealed = tuple(key for key in keys if is_sealed(raw_folder(root, settings.campaign, key)))
-    return Dag(root, settings, sealed, make_plan(root, settings, [k for k in keys if k not in sealed]))
+    unsealed = tuple(batch for batch in plan.batches if batch.experiment not in sealed)
+    return Dag(root, settings, sealed, replace(plan, batches=unsealed))

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
@@ -36,6 +36,8 @@ J_PER_WH = 3600.0
 LATENT_PIXELS = 16  # pixels of a token's side: sizes are multiples of it
 CURVE_POINTS = 160
 CONFIDENCE = 0.95
+ERROR_TICK_PERCENT = 20
+MEGAPIXEL_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _DASHES = (0, (4, 2))
 COUNT_TITLES: Mapping[Count, str] = {
     "study": "The study's formula, as printed",
@@ -62,13 +64,13 @@ def count_work(
 def flop_curve(
     count: Count, model: ModelFile, pixels: tuple[float, float], num_frames: int, num_inference_steps: int
 ) -> pd.DataFrame:
-    """FLOP by operator over a fine grid of ``pixels`` (from, to): columns ``pixels`` and the operators.
+    """FLOP by operator over a fine, geometric grid of ``pixels`` (from, to): columns ``pixels`` and the operators.
 
     Each point is a strip 16 pixels high with the wanted area, which has the work of any other shape of that
     area.
     """
     low, high = (round(value / LATENT_PIXELS**2) for value in pixels)
-    tokens = np.unique(np.linspace(max(low, 1), max(high, 1), CURVE_POINTS).round().astype(int))
+    tokens = np.unique(np.geomspace(max(low, 1), max(high, 1), CURVE_POINTS).round().astype(int))
     rows = []
     for n in tokens.tolist():
         strip = count_work(count, model, LATENT_PIXELS, LATENT_PIXELS * n, num_frames, num_inference_steps)
@@ -342,7 +344,10 @@ class _Column:
 
 
 def figure_resolution(sweep: Sweep) -> Figure:
-    """Figure 2: latency and GPU energy against pixels, theory stacked by operator, measurements as points.
+    """Figure 2: latency and GPU energy a megapixel against pixels, theory stacked, measurements as points.
+
+    Costs are divided by the frame's pixels and the axis of pixels is logarithmic, so that areas keep a linear
+    scale and the small sizes are as legible as the large ones.
 
     Rows: the study's formula and the true architecture, each at the µ fitted to these measurements (written
     in the panel), with the theory's error in percent of the measurement in a strip below.  The dashed line
@@ -350,16 +355,16 @@ def figure_resolution(sweep: Sweep) -> Figure:
     no GPU energy, the right column shows the CPU's, without theory.
     """
     style.apply()
-    columns = (_Column("latency_s", "Latency of one video (s)", True), _energy_column(sweep))
+    columns = (_Column("latency_s", "Latency (s / megapixel)", True), _energy_column(sweep))
     figure = Figure(
-        figsize=(style.TEXT_WIDTH_INCH, 6.2)
+        figsize=(style.TEXT_WIDTH_INCH, 6.8)
     )  # not pyplot's: nothing to close, nothing shown twice
     grid: Any = figure.subplots(
         5,
         2,
         sharex=True,
         squeeze=False,
-        gridspec_kw={"height_ratios": (3.4, 1, 0.15, 3.4, 1)},
+        gridspec_kw={"height_ratios": (3.0, 1.5, 0.15, 3.0, 1.5)},
     )
     for axes in grid[2]:  # only room for the second row's title
         axes.remove()
@@ -370,7 +375,7 @@ def figure_resolution(sweep: Sweep) -> Figure:
         for axes, strip, column in zip(panels, strips, columns, strict=True):
             _panel(axes, sweep, column, predictor)
             _error_strip(strip, sweep, column, predictor)
-    _scales(grid, columns, float(sweep.rows["pixels"].max()) / 1e6)
+    _scales(grid, columns, _megapixels(sweep))
     _legend(figure, sweep)
     figure.align_ylabels(grid)
     figure.subplots_adjust(left=0.085, right=0.995, bottom=0.155, top=0.968, wspace=0.21, hspace=0.14)
@@ -379,12 +384,16 @@ def figure_resolution(sweep: Sweep) -> Figure:
 
 def _energy_column(sweep: Sweep) -> _Column:
     if sweep.has_gpu_energy:
-        return _Column("gpu_energy_Wh", "GPU energy of one video (Wh)", True)
+        return _Column("gpu_energy_Wh", "GPU energy (Wh / megapixel)", True)
     kinds = " + ".join(sorted(set(sweep.rows["cpu_energy_Wh_kind"].dropna()))) or "unknown"
-    return _Column("cpu_energy_Wh", f"CPU energy ({kinds}), Wh", False)
+    return _Column("cpu_energy_Wh", f"CPU energy ({kinds}), Wh / megapixel", False)
 
 
-def _scales(grid: Any, columns: tuple[_Column, ...], megapixels: float) -> None:
+def _megapixels(sweep: Sweep) -> pd.Series:
+    return sweep.rows["pixels"] / 1e6
+
+
+def _scales(grid: Any, columns: tuple[_Column, ...], megapixels: pd.Series) -> None:
     """The same scale for every panel of a column, and for every error strip."""
     low = min(axes.get_ylim()[0] for axes in grid[1::2].flat)
     high = max(axes.get_ylim()[1] for axes in grid[1::2].flat)
@@ -395,21 +404,27 @@ def _scales(grid: Any, columns: tuple[_Column, ...], megapixels: float) -> None:
             panel.set_ylabel(column.label)
             strip.set_ylim(low, high)
             strip.set_ylabel("Error (%)")
-        grid[-1, place].set_xlabel("Pixels of a frame (megapixels)")
-        grid[-1, place].set_xlim(0, megapixels * 1.04)
-        grid[-1, place].xaxis.set_major_locator(MaxNLocator(5))
+            strip.yaxis.set_major_locator(MultipleLocator(ERROR_TICK_PERCENT))
+        bottom = grid[-1, place]
+        bottom.set_xlabel("Pixels of a frame (megapixels, logarithmic)")
+        bottom.set_xscale("log")
+        bottom.set_xlim(megapixels.min() / 1.08, megapixels.max() * 1.08)
+        bottom.xaxis.set_major_locator(FixedLocator(MEGAPIXEL_TICKS))
+        bottom.xaxis.set_minor_locator(NullLocator())
+        bottom.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> None:
-    rows = sweep.rows
+    rows, megapixels = sweep.rows, _megapixels(sweep)
+    half = half_bars(rows, column.quantity) if column.theory else rows[f"{column.quantity}_ci95"].fillna(0)
     if column.theory:
         _stack(axes, sweep, column, predictor)
     axes.errorbar(
-        rows["pixels"] / 1e6,
-        rows[column.quantity],
-        yerr=half_bars(rows, column.quantity) if column.theory else rows[f"{column.quantity}_ci95"].fillna(0),
+        megapixels,
+        rows[column.quantity] / megapixels,
+        yerr=half / megapixels,
         fmt="o",
         color=style.MEASURED_COLOUR,
         markersize=3.2,
@@ -436,17 +451,18 @@ def _stack(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
     frames, steps = sweep.fixed("num_frames"), sweep.fixed("num_inference_steps")
     curve = flop_curve(predictor.count, sweep.model, pixels, frames, steps)
     cost = getattr(predictor, column.quantity)
+    megapixels = curve["pixels"] / 1e6
     axes.stackplot(
-        curve["pixels"] / 1e6,
-        [cost(curve[operator]) for operator in OPERATORS],
+        megapixels,
+        [cost(curve[operator]) / megapixels for operator in OPERATORS],
         colors=[style.OPERATOR_COLOURS[operator] for operator in OPERATORS],
         linewidth=0,
     )
     if predictor.count == "study" and not sweep.accelerator.nominal:
         printed = sweep.predictors["paper"]
         axes.plot(
-            curve["pixels"] / 1e6,
-            getattr(printed, column.quantity)(curve[list(OPERATORS)].sum(axis=1)),
+            megapixels,
+            getattr(printed, column.quantity)(curve[list(OPERATORS)].sum(axis=1)) / megapixels,
             linestyle=_DASHES,
             color=style.PRINTED_COLOUR,
         )
@@ -460,7 +476,7 @@ def _error_strip(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor
     measured = sweep.rows[column.quantity]
     error = 100 * (sweep.predicted(predictor.key, column.quantity) / measured - 1)
     axes.errorbar(
-        sweep.rows["pixels"] / 1e6,
+        _megapixels(sweep),
         error,
         yerr=100 * half_bars(sweep.rows, column.quantity) / measured,
         fmt="o",

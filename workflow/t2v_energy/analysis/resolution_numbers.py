@@ -14,7 +14,7 @@ import pandas as pd
 
 from t2v_energy.analysis.conditions import slow_generations
 from t2v_energy.analysis.facts import Facts
-from t2v_energy.analysis.numbers import Number, Source, decimals, with_half_width
+from t2v_energy.analysis.numbers import Kind, Number, Source, decimals, with_half_width
 from t2v_energy.analysis.resolution import Efficiency, Sweep, board_means, local_exponent, pass_means
 from t2v_energy.analysis.tables import mape_percent
 from t2v_energy.errors import UserError
@@ -121,7 +121,7 @@ def setup_numbers(facts: Facts) -> Numbers:
         numbers["setup.boards"] = Number(facts.boards, "", "constant", source)
     if facts.power_limit_W is not None:
         source = _records(facts, "environment.gpu.power_limit_W")
-        numbers["setup.power_limit"] = Number(facts.power_limit_W, "W", "measured", source)
+        numbers["setup.power_limit"] = Number(facts.power_limit_W, "W", "constant", source)
     if facts.tick_s is not None:
         source = _records(facts, "ticks.time_s: median difference")
         numbers["setup.tick"] = Number(1000 * facts.tick_s, "ms", "measured", source)
@@ -198,7 +198,7 @@ def _sweep_numbers(sweep: Sweep) -> Numbers:
 def _counter_numbers(sweep: Sweep) -> Numbers:
     """Range of mean power, and CodeCarbon's GPU energy against the counter's over the same stretch."""
     rows = sweep.rows
-    difference = 100 * (rows["codecarbon_gpu_energy_Wh"] / rows["counter_window_energy_Wh"] - 1).abs()
+    difference = 100 * (rows["codecarbon_window_energy_Wh"] / rows["counter_window_energy_Wh"] - 1).abs()
     numbers = {
         "resolution.power_least": _extreme(sweep, "mean_power_W", "min", "W", significant=3),
         "resolution.power_most": _extreme(sweep, "mean_power_W", "max", "W", significant=3),
@@ -212,7 +212,7 @@ def _counter_numbers(sweep: Sweep) -> Numbers:
     if difference.notna().any():
         row = rows.iloc[int(difference.argmax())]
         source = Source(
-            sweep.source, row_label(row), "codecarbon_gpu_energy_Wh / counter_window_energy_Wh − 1"
+            sweep.source, row_label(row), "codecarbon_window_energy_Wh / counter_window_energy_Wh − 1"
         )
         value = float(difference.max())
         numbers["resolution.codecarbon_difference"] = Number(
@@ -260,7 +260,8 @@ def _size_numbers(sweep: Sweep, label: str, row: pd.Series) -> Numbers:
         value = float(row.get(column, float("nan"))) * factor
         if not isnan(value):
             digits = min(decimals(value, significant), 2)
-            numbers[key(name)] = Number(value, unit, "measured", source(column), digits=digits)
+            kind: Kind = "modelled" if name == "mfu" else "measured"  # its work is counted, not measured
+            numbers[key(name)] = Number(value, unit, kind, source(column), digits=digits)
     return numbers
 
 

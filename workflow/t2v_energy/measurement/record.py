@@ -246,7 +246,11 @@ def read_record(path: Path) -> Record:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("the record is missing", where=str(path), remedy=remedy) from None
+        raise UserError(
+            "the record is missing",
+            where=str(path),
+            remedy="measure it (t2v-energy measure), or restore it from the repository if it was sealed",
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"the record is truncated or corrupt: {error}", where=str(path), remedy=remedy

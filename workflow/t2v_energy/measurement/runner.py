@@ -59,7 +59,7 @@ def measure_batch(
     plan = make_plan(root, settings, [experiment])
     batch = plan.batch(experiment, name)
     folder = raw_folder(root, plan.campaign.key, experiment)
-    pending = [item for item in batch.items if not _is_done(root, folder / item.record, item, plan)]
+    pending = _pending(root, folder, batch, plan)
     progress.begin(batch, pending)
     for item in batch.items:
         if item not in pending:
@@ -68,11 +68,19 @@ def measure_batch(
         _check_disk(folder)
         with ExitStack() as stack:
             session = _open_session(root, settings, plan, prompts, progress, stack)
+            # Again, now that the device is ours: whoever had it may have measured what was missing.
+            pending = _pending(root, folder, batch, plan)
+            progress.begin(batch, pending)
             for item in pending:
                 record = session.measure(item)
                 write_atomically(folder / item.record, to_json(record))
                 progress.finished(item, record, check(record, plan.campaign.gpu_name))
     return _write_index(folder, batch)
+
+
+def _pending(root: Path, folder: Path, batch: Batch, plan: Plan) -> list[Item]:
+    """What of the batch has no record yet."""
+    return [item for item in batch.items if not _is_done(root, folder / item.record, item, plan)]
 
 
 def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a record may be believed: the rules of ``contracts.md``, checked from the record alone."""
+"""Whether a record may be believed: the rules of docs/record.md, checked from the record alone."""
 
 from __future__ import annotations
 

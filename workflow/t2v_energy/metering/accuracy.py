@@ -28,6 +28,8 @@ BORDER_WINDOWS_EACH = 50  # each adds a border to the pattern, which must stay a
 RIPPLE_SHARE = 0.05
 # Clear of both ends, so that every edge has its neighbouring ticks.
 MARGIN_S = 1.0
+SIGNIFICANT = 6  # of the table's values: more than the few windows of a row resolve
+DECIMALS = 9  # what lies below is the floating-point arithmetic's, not the meter's
 
 
 class Scene(NamedTuple):
@@ -86,6 +88,7 @@ def accuracy_table(seed: int = 1, ticks_s: tuple[float, ...] = TICKS_S) -> list[
 
     Errors are absolute, in percent of the true energy of the window; ``coverage_90`` is the share of the n
     windows whose stated 90 % interval holds the truth (None for the integral of power, which states none).
+    Both are rounded to :data:`SIGNIFICANT` digits.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -125,8 +128,12 @@ def _row(
     return {
         "method": method,
         **common,
-        "median_error_percent": float(np.median(errors_percent)),
-        "p95_error_percent": float(np.percentile(errors_percent, 95)),
-        "coverage_90": covered,
+        "median_error_percent": _rounded(np.median(errors_percent)),
+        "p95_error_percent": _rounded(np.percentile(errors_percent, 95)),
+        "coverage_90": None if covered is None else _rounded(covered),
         "n": len(truth_J),
     }
+
+
+def _rounded(value: float | np.floating[Any]) -> float:
+    return float(f"{round(float(value), DECIMALS):.{SIGNIFICANT}g}")
