@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ import pytest
 from clone import Clone
 from t2v_energy import cli, config_reference
 from t2v_energy.aggregation import aggregate
+from t2v_energy.analysis.numbers import Number
+from t2v_energy.analysis.tables import TABLE3_COLUMNS
 from t2v_energy.metering.accuracy import accuracy_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +154,27 @@ def test_example_of_the_record_gives_the_energy_of_the_package(tmp_path: Path) -
     (expected_Wh,) = pd.read_csv(tmp_path / "c.csv")["gpu_energy_Wh"]
     assert len(found_Wh) >= 3
     assert sum(found_Wh) / len(found_Wh) == pytest.approx(expected_Wh, rel=0.003)
+
+
+def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
+    sections = re.split(r"^## `(.*)`$", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8"), flags=re.M)
+    described = {
+        Path(name).name: set(re.findall(r"`(\w+)`", text))
+        for name, text in zip(sections[1::2], sections[2::2], strict=True)
+    }
+    record = ROOT / "results/raw/h200/resolution/wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json"
+    parquet, csv = tmp_path / "m.parquet", tmp_path / "c.csv"
+    aggregate({"resolution": [record]}, parquet, csv, ROOT)
+    built = {
+        "configurations.csv": list(pd.read_csv(csv, nrows=0)),
+        "measurements.parquet": list(pd.read_parquet(parquet)),
+        "table3.csv": list(TABLE3_COLUMNS),
+        "meter.csv": list(accuracy_table(ticks_s=(0.1,))[0]),
+        "<campaign>.json": [field.name for field in fields(Number)],
+    }
+    assert described.keys() == built.keys()
+    for name, columns in built.items():
+        assert not set(columns) - described[name], f"docs/tables.md does not describe these of {name}"
 
 
 def test_the_meters_errors_are_those_of_its_table() -> None:

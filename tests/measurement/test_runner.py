@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +192,21 @@ class TestABatch:
         assert "3 already measured" in log.getvalue()
         assert "building" not in log.getvalue()
         assert contents(copy) == before
+
+    def test_the_pipeline_is_freed_at_the_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Batches that one process measures one after the other must not share the memory."""
+        alive: list[weakref.ref[Any]] = []
+        build = runner.Session._pipeline_for
+
+        def remembered(session: Session, item: Any) -> Any:
+            pipeline = build(session, item)
+            alive.append(weakref.ref(pipeline.transformer))
+            return pipeline
+
+        monkeypatch.setattr(Session, "_pipeline_for", remembered)
+        measure(tiny.make_root(tmp_path / "root"))
+        assert alive
+        assert all(reference() is None for reference in alive)
 
     def test_one_that_breaks_a_rule_is_kept_and_told(self, copy: Path) -> None:
         path = record_paths(raw_folder(copy, "tiny", "resolution"))[0]

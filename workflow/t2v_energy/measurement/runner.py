@@ -68,6 +68,7 @@ def measure_batch(
         _check_disk(folder)
         with ExitStack() as stack:
             session = _open_session(root, settings, plan, prompts, progress, stack)
+            stack.callback(session.release)
             # Again, now that the device is ours: whoever had it may have measured what was missing.
             pending = _pending(root, folder, batch, plan)
             progress.begin(batch, pending)
@@ -238,6 +239,15 @@ class Session:
     _pipeline: Any = None
     _built: str = ""
     _codecarbon: Any = None
+
+    def release(self) -> None:
+        """Free the pipeline's memory, so that a next batch in this process is not measured beside it."""
+        self._pipeline, self._built = None, ""
+        gc.collect()  # pipelines hold themselves in cycles
+        if self.gpu:
+            import torch
+
+            torch.cuda.empty_cache()
 
     def measure(self, item: Item) -> Record:
         """One configuration, from idle to idle; running out of memory is an answer, not a failure."""
