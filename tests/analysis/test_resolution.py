@@ -139,7 +139,7 @@ def test_bars_show_the_passes_where_they_lie_further_apart_than_the_interval() -
 def test_figure_2_has_four_panels_with_strips_units_and_one_legend(sweep: resolution.Sweep) -> None:
     figure = resolution.figure_resolution(sweep)
     labels = {axes.get_ylabel() for axes in figure.axes}
-    assert labels == {"Latency (s / megapixel)", "GPU energy (Wh / megapixel)", "Error (%)"}
+    assert labels == {"Latency of one video (s)", "GPU energy of one video (Wh)", "Error (%)"}
     assert len(figure.axes) == 8
     assert len(figure.legends) == 1
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -152,4 +152,4 @@ def test_figure_2_has_four_panels_with_strips_units_and_one_legend(sweep: resolu
 def test_without_a_counter_the_cpus_energy_is_shown_and_called_modelled(tmp_path: Path) -> None:
     table = synthetic.configurations().assign(gpu_energy_Wh=float("nan"), gpu_energy_Wh_kind="")
     figure = resolution.figure_resolution(read(tmp_path, table))
-    assert "CPU energy (modelled), Wh / megapixel" in {axes.get_ylabel() for axes in figure.axes}
+    assert "CPU energy (modelled), Wh" in {axes.get_ylabel() for axes in figure.axes}

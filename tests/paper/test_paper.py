@@ -27,8 +27,8 @@ KINDS = {"measured", "modelled", "constant"}
 UNUSED_NUMBERS: set[str] = set()
 """Numbers that are kept although the text does not use them."""
 
-LITERALS = {"95~%"}
-"""Digits with a unit that the text may write out: the confidence of every interval."""
+LITERALS = {"95~%", "90~%"}
+"""Digits with a unit that the text may write out: the confidence of the intervals, and of the meter's own."""
 
 UNITS = (
     r"%|percent|s|ms|min|h|seconds|minutes|hours|W|kW|Wh|kWh|mWh|J|kJ|mJ|watts?|joules?|watt-hours|"
@@ -109,7 +109,20 @@ def test_what_the_prose_says_of_boards_and_power_is_so(built: dict[str, dict[str
         value[f"resolution.exponent.{pair}.latency"] for pair in ("256x256.480x832", "480x832.720x1280")
     ]
     assert exponents[0] < exponents[1] < 2
+    for pair in ("256x256.480x832", "480x832.720x1280"):
+        work, latency, lag = (
+            value[f"resolution.exponent.{pair}.{name}"] for name in ("work", "latency", "lag")
+        )
+        assert lag == pytest.approx(work - latency, abs=1e-5)
+        assert lag > 0, "measured cost grows more slowly than the count"
     assert value["resolution.spread.latency_median"] > 5 * value["resolution.repetition.latency"]
+
+
+def test_numbers_that_rest_on_a_count_of_operations_are_modelled(built: dict[str, dict[str, Any]]) -> None:
+    found = [key for key in built if key.endswith((".mfu", ".work", ".lag", ".efficiency", "_flop"))]
+    assert len(found) > 10
+    own = [key for key in found if not key.startswith("study.")]
+    assert {built[key]["kind"] for key in own} == {"modelled"}
 
 
 # (b) every key exists, and every number is used

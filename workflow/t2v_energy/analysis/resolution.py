@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
@@ -64,7 +64,7 @@ def count_work(
 def flop_curve(
     count: Count, model: ModelFile, pixels: tuple[float, float], num_frames: int, num_inference_steps: int
 ) -> pd.DataFrame:
-    """FLOP by operator over a fine, geometric grid of ``pixels`` (from, to): columns ``pixels`` and the operators.
+    """FLOP by operator over a geometric grid of ``pixels`` (from, to): columns ``pixels`` and the operators.
 
     Each point is a strip 16 pixels high with the wanted area, which has the work of any other shape of that
     area.
@@ -344,10 +344,10 @@ class _Column:
 
 
 def figure_resolution(sweep: Sweep) -> Figure:
-    """Figure 2: latency and GPU energy a megapixel against pixels, theory stacked, measurements as points.
+    """Figure 2: latency and GPU energy against pixels, theory stacked by operator, measurements as points.
 
-    Costs are divided by the frame's pixels and the axis of pixels is logarithmic, so that areas keep a linear
-    scale and the small sizes are as legible as the large ones.
+    The panels are linear, as in the study; the strips of errors have a logarithmic axis of pixels, so that
+    the many small sizes are as legible as the few large ones.
 
     Rows: the study's formula and the true architecture, each at the µ fitted to these measurements (written
     in the panel), with the theory's error in percent of the measurement in a strip below.  The dashed line
@@ -355,16 +355,15 @@ def figure_resolution(sweep: Sweep) -> Figure:
     no GPU energy, the right column shows the CPU's, without theory.
     """
     style.apply()
-    columns = (_Column("latency_s", "Latency (s / megapixel)", True), _energy_column(sweep))
+    columns = (_Column("latency_s", "Latency of one video (s)", True), _energy_column(sweep))
     figure = Figure(
-        figsize=(style.TEXT_WIDTH_INCH, 6.8)
+        figsize=(style.TEXT_WIDTH_INCH, 6.9)
     )  # not pyplot's: nothing to close, nothing shown twice
     grid: Any = figure.subplots(
         5,
         2,
-        sharex=True,
         squeeze=False,
-        gridspec_kw={"height_ratios": (3.0, 1.5, 0.15, 3.0, 1.5)},
+        gridspec_kw={"height_ratios": (3.0, 1.5, 0.01, 3.0, 1.5)},
     )
     for axes in grid[2]:  # only room for the second row's title
         axes.remove()
@@ -378,15 +377,15 @@ def figure_resolution(sweep: Sweep) -> Figure:
     _scales(grid, columns, _megapixels(sweep))
     _legend(figure, sweep)
     figure.align_ylabels(grid)
-    figure.subplots_adjust(left=0.085, right=0.995, bottom=0.155, top=0.968, wspace=0.21, hspace=0.14)
+    figure.subplots_adjust(left=0.085, right=0.995, bottom=0.14, top=0.972, wspace=0.21, hspace=0.33)
     return figure
 
 
 def _energy_column(sweep: Sweep) -> _Column:
     if sweep.has_gpu_energy:
-        return _Column("gpu_energy_Wh", "GPU energy (Wh / megapixel)", True)
+        return _Column("gpu_energy_Wh", "GPU energy of one video (Wh)", True)
     kinds = " + ".join(sorted(set(sweep.rows["cpu_energy_Wh_kind"].dropna()))) or "unknown"
-    return _Column("cpu_energy_Wh", f"CPU energy ({kinds}), Wh / megapixel", False)
+    return _Column("cpu_energy_Wh", f"CPU energy ({kinds}), Wh", False)
 
 
 def _megapixels(sweep: Sweep) -> pd.Series:
@@ -405,13 +404,14 @@ def _scales(grid: Any, columns: tuple[_Column, ...], megapixels: pd.Series) -> N
             strip.set_ylim(low, high)
             strip.set_ylabel("Error (%)")
             strip.yaxis.set_major_locator(MultipleLocator(ERROR_TICK_PERCENT))
-        bottom = grid[-1, place]
-        bottom.set_xlabel("Pixels of a frame (megapixels, logarithmic)")
-        bottom.set_xscale("log")
-        bottom.set_xlim(megapixels.min() / 1.08, megapixels.max() * 1.08)
-        bottom.xaxis.set_major_locator(FixedLocator(MEGAPIXEL_TICKS))
-        bottom.xaxis.set_minor_locator(NullLocator())
-        bottom.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.set_xlim(0, megapixels.max() * 1.04)
+            panel.xaxis.set_major_locator(MaxNLocator(6))
+            strip.set_xscale("log")
+            strip.set_xlim(megapixels.min() / 1.08, megapixels.max() * 1.08)
+            strip.xaxis.set_major_locator(FixedLocator(MEGAPIXEL_TICKS))
+            strip.xaxis.set_minor_locator(NullLocator())
+            strip.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        grid[-1, place].set_xlabel("Pixels of a frame (megapixels)")
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
 
@@ -423,8 +423,8 @@ def _panel(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
         _stack(axes, sweep, column, predictor)
     axes.errorbar(
         megapixels,
-        rows[column.quantity] / megapixels,
-        yerr=half / megapixels,
+        rows[column.quantity],
+        yerr=half,
         fmt="o",
         color=style.MEASURED_COLOUR,
         markersize=3.2,
@@ -454,7 +454,7 @@ def _stack(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
     megapixels = curve["pixels"] / 1e6
     axes.stackplot(
         megapixels,
-        [cost(curve[operator]) / megapixels for operator in OPERATORS],
+        [cost(curve[operator]) for operator in OPERATORS],
         colors=[style.OPERATOR_COLOURS[operator] for operator in OPERATORS],
         linewidth=0,
     )
@@ -462,7 +462,7 @@ def _stack(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> N
         printed = sweep.predictors["paper"]
         axes.plot(
             megapixels,
-            getattr(printed, column.quantity)(curve[list(OPERATORS)].sum(axis=1)) / megapixels,
+            getattr(printed, column.quantity)(curve[list(OPERATORS)].sum(axis=1)),
             linestyle=_DASHES,
             color=style.PRINTED_COLOUR,
         )

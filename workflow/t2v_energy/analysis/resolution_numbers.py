@@ -287,7 +287,7 @@ def _range_numbers(sweep: Sweep) -> Numbers:
 
 
 def _exponent_numbers(sweep: Sweep) -> Numbers:
-    """Local slopes of log cost over log tokens between named sizes: measured, and of the true work.
+    """Local slopes of log cost over log tokens between named sizes: measured, of true work, and their lag.
 
     Tokens are proportional to H · W at a fixed number of frames.
     """
@@ -314,6 +314,10 @@ def _exponent_numbers(sweep: Sweep) -> Numbers:
         slope = log(works[1].total_flop / works[0].total_flop) / log(tokens[1] / tokens[0])
         source = Source("t2v_energy.work.true_work", where, "total_flop over tokens")
         numbers[f"{prefix}.work"] = Number(slope, "", "modelled", source, digits=2)
+        if (latency := numbers.get(f"{prefix}.latency")) is not None:
+            lag = slope - float(latency.value)
+            source = Source(sweep.source, where, "total_flop over tokens − latency_s over tokens")
+            numbers[f"{prefix}.lag"] = Number(lag, "", "modelled", source, digits=2)
     return numbers
 
 
