@@ -98,16 +98,16 @@ class Dag:
         ]
         return sealed + self.batch_indices
 
-    def missing_records(self, experiment: str, batch: str) -> list[str]:
-        """Records that a finished batch has lost: moved away, to be measured again.
+    def missing_records(self, experiment: str, batch: str) -> str:
+        """Names of the records that a finished batch has lost: moved away, to be measured again.
 
-        The batch's index outlives them, so the rule tracks this list; it is empty on a first run.
+        The batch's index outlives them, so the rule tracks their names; there are none on a first run.
         """
         folder = raw_folder(self.root, self.campaign, experiment)
         if not (folder / "batches" / f"{batch}.json").exists():
-            return []
+            return ""
         items = self.plan.batch(experiment, batch).items
-        return [item.record for item in items if not (folder / item.record).exists()]
+        return " ".join(item.record for item in items if not (folder / item.record).exists())
 
     def sources(self, *names: str) -> list[str]:
         """Files of the package that a rule runs (modules or folders), so that an edit reruns the rule.
