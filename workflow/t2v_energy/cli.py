@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", help="one batch of the experiment (default: all)")
     sub.add_argument("--prompts", type=Path, help="default: results/prompts/<campaign>.jsonl")
     sub.add_argument(
+        "--minutes",
+        type=float,
+        help="begin only what should end within so many minutes; the same command goes on later",
+    )
+    sub.add_argument(
         "--allow-shared",
         action="store_true",
         help="measure beside others on the GPU; the records are marked invalid",
@@ -205,6 +210,8 @@ def _prompts(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    import time
+
     from t2v_energy.measurement.progress import Progress
     from t2v_energy.measurement.runner import measure_batch
     from t2v_energy.plan import make_plan
@@ -219,10 +226,11 @@ def _measure(options: argparse.Namespace) -> None:
         raise UserError(f"--batch {options.batch} without --experiment", remedy="add --experiment NAME")
     plan = make_plan(options.root, settings, [options.experiment] if options.experiment else None)
     batches = [plan.batch(options.experiment, options.batch)] if options.batch else plan.batches
+    deadline_s = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for batch in batches:
-        measure_batch(
-            options.root, settings, batch.experiment, batch.name, prompts=prompts, progress=Progress()
-        )
+        where = (batch.experiment, batch.name)
+        how = {"prompts": prompts, "progress": Progress(), "deadline_s": deadline_s}
+        measure_batch(options.root, settings, *where, **how)
 
 
 def _validate(options: argparse.Namespace) -> int:

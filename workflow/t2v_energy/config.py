@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from t2v_energy.errors import UserError
+from t2v_energy.interventions import check_known
 
 T = TypeVar("T", bound=BaseModel)
 KEY_PATTERN = r"^[a-z0-9]+([.-][a-z0-9]+)*$"
@@ -151,7 +153,10 @@ class Accelerator(Strict):
 class FullProtocol(Strict):
     """The study's protocol: whole generations, first to warm up, then measured."""
 
-    warmups: int = Field(2, ge=1, description="whole generations that are run first and not counted")
+    warmups: int = Field(2, ge=1, description="generations that are run first and not counted")
+    warmup_steps: int | None = Field(
+        None, ge=1, description="denoising steps of a warm-up; null: it is whole, as in the study"
+    )
     repetitions: int = Field(5, ge=1, description="whole generations that are measured")
 
 
@@ -159,11 +164,17 @@ class SampledProtocol(Strict):
     """Generations cut after some denoising steps; the total for S steps is composed from them."""
 
     warmup_steps: int = Field(1, ge=1, description="denoising steps of the one warm-up generation")
+    warmup_calls: int | None = Field(
+        None,
+        ge=1,
+        description="the warm-up ends after so many denoiser calls, without decoding: for sizes whose one "
+        "step takes minutes. null: see `warmup_steps`",
+    )
     min_steps: int = Field(2, ge=1, description="denoising steps of a measured generation, at least")
     min_window_s: Positive = Field(4.0, description="[s] … and as many as fill this time")
-    generations: int = Field(3, ge=2, description="measured generations, at least")
+    generations: int = Field(3, ge=1, description="measured generations, at least; 1 leaves no interval")
     max_generations: int = Field(
-        8, ge=2, description="measured generations, at most; the two limits below decide in between"
+        8, ge=1, description="measured generations, at most; the two limits below decide in between"
     )
     max_step_sem_percent: Positive = Field(
         0.3, description="[%] done when the standard error of the mean step time is no larger, and …"
@@ -208,7 +219,20 @@ class Variation(Strict):
         description="the only attention kernel that torch may use; null: torch chooses, and the record says "
         "what ran. `sage` is not implemented",
     )
+    interventions: tuple[str, ...] | None = Field(
+        None, description="what is changed in the pipeline: names of t2v_energy/interventions/"
+    )
     prompt: str | None = Field(None, description="id of a prompt of stage 1; null: `p000`")
+
+
+class Entry(Variation):
+    """One configuration of a sweep, and how it alone is measured where that is not the experiment's way."""
+
+    protocol: Protocol | None = Field(None, description="null: the experiment's")
+    protocols: dict[str, Any] = Field(
+        {}, description="keys of config.yaml's `protocols`, laid over the experiment's value by value"
+    )
+    passes: int | None = Field(None, ge=1, description="null: the experiment's")
 
 
 class Experiment(Strict):
@@ -217,9 +241,13 @@ class Experiment(Strict):
     key: Key = Field(description="the file's name without `.yaml`")
     title: str = Field(description="what it asks, for people")
     protocol: Protocol = Field(description="`full`: whole generations; `sampled`: cut ones, composed")
+    protocols: dict[str, Any] = Field(
+        {}, description="keys of config.yaml's `protocols`, laid over the campaign's value by value"
+    )
+    passes: int | None = Field(None, ge=1, description="times that it is measured; null: the campaign's")
     model: Key = Field(description="a file of config/models/")
     fixed: Variation = Field(Variation(), description="what all configurations share")
-    vary: tuple[Variation, ...] = Field(
+    vary: tuple[Entry, ...] = Field(
         min_length=1, description="the configurations, one entry each; laid over `fixed`"
     )
 
@@ -510,24 +538,43 @@ def base_configuration(experiment: Experiment, model: ModelFile, seed: int) -> C
     )
 
 
-def configurations(root: Path, campaign: Campaign, key: str) -> list[tuple[str, Configuration]]:
-    """Every configuration of one experiment with its id, in the order of the file.
+@dataclass(frozen=True)
+class Listed:
+    """One entry of an experiment: what is measured, under which id, how, and how many times."""
 
-    Raises :class:`UserError` for sizes the model cannot run and for configurations listed twice.
+    id: str
+    configuration: Configuration
+    protocol: Protocol
+    protocols: ProtocolSettings
+    passes: int
+
+
+def configurations(root: Path, settings: Settings, campaign: Campaign, key: str) -> list[Listed]:
+    """Every configuration of one experiment, in the order of the file.
+
+    One configuration may be listed under both protocols, as experiment ``validation`` does.
+
+    Raises :class:`UserError` for sizes the model cannot run, unknown interventions and what is listed twice.
     """
     experiment = load_experiment(root, campaign, key)
     model = load_model(root, experiment.model)
     base = base_configuration(experiment, model, campaign.seed)
-    found: dict[str, Configuration] = {}
+    common = protocol_settings(settings, campaign)
+    found: dict[tuple[str, Protocol], Listed] = {}
     listing = f"config/experiments/{key}.yaml, vary"
     if "vary" in campaign.experiments[key]:
         listing = f"config/campaigns/{campaign.key}.yaml, experiments.{key}.vary"
-    for index, variation in enumerate(experiment.vary):
+    for index, entry in enumerate(experiment.vary):
         where = f"{listing}[{index}]"
-        configuration = base.model_copy(update=variation.model_dump(exclude_none=True))
+        varied = entry.model_dump(exclude_none=True, include=set(Variation.model_fields))
+        configuration = base.model_copy(update=varied)
         check_runnable(configuration, model, where)
-        name = configuration.id(base)
-        if name in found:
+        check_known(configuration.interventions, where)
+        name, protocol = configuration.id(base), entry.protocol or experiment.protocol
+        if (name, protocol) in found:
             raise UserError(f"{name} is listed twice", where=where, remedy="remove one of the two")
-        found[name] = configuration
-    return list(found.items())
+        own = merged(experiment.protocols, entry.protocols)
+        protocols = parse(ProtocolSettings, merged(common.model_dump(), own), f"{where}, protocols")
+        passes = entry.passes or experiment.passes or campaign.passes
+        found[name, protocol] = Listed(name, configuration, protocol, protocols, passes)
+    return list(found.values())

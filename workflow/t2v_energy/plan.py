@@ -11,13 +11,13 @@ from pathlib import Path
 from t2v_energy.config import (
     Campaign,
     Configuration,
+    Listed,
     Protocol,
     ProtocolSettings,
     Settings,
     configurations,
     load_accelerator,
     load_campaign,
-    load_experiment,
     load_model,
     protocol_settings,
 )
@@ -34,6 +34,7 @@ class Item:
     configuration_id: str
     configuration: Configuration
     protocol: Protocol
+    protocols: ProtocolSettings
     pass_index: int
     order: int
     prediction: Prediction
@@ -66,7 +67,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """A campaign's batches and the settings they are measured with."""
+    """A campaign's batches, and its protocol settings, which experiments and entries may change."""
 
     campaign: Campaign
     protocols: ProtocolSettings
@@ -111,26 +112,28 @@ def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None 
                 where=f"config/campaigns/{campaign.key}.yaml, experiments",
                 remedy=f"it has: {', '.join(campaign.experiments)}",
             )
-        for pass_index in range(1, campaign.passes + 1):
-            items = _ordered_items(root, campaign, protocols, key, pass_index)
+        listed = configurations(root, settings, campaign, key)
+        for pass_index in range(1, max(entry.passes for entry in listed) + 1):
+            items = _ordered_items(root, campaign, listed, key, pass_index)
             batches += _batches(items, settings.measure.batch_minutes * 60)
     return Plan(campaign, protocols, tuple(batches))
 
 
 def _ordered_items(
-    root: Path, campaign: Campaign, protocols: ProtocolSettings, key: str, pass_index: int
+    root: Path, campaign: Campaign, listed: list[Listed], key: str, pass_index: int
 ) -> list[Item]:
-    experiment = load_experiment(root, campaign, key)
     accelerator = load_accelerator(root, campaign.accelerator)
-    listed = configurations(root, campaign, key)
-    random.Random(f"{campaign.seed} {key} {pass_index}").shuffle(listed)
+    wanted = [entry for entry in listed if entry.passes >= pass_index]
+    random.Random(f"{campaign.seed} {key} {pass_index}").shuffle(wanted)
     items = []
-    for order, (name, c) in enumerate(listed):
+    for order, entry in enumerate(wanted):
+        c = entry.configuration
         prediction = predict(
             load_model(root, c.model), accelerator, c.height, c.width, c.num_frames, c.num_inference_steps
         )
-        seconds = predict_measurement_s(prediction, experiment.protocol, protocols, c.num_inference_steps)
-        items.append(Item(key, name, c, experiment.protocol, pass_index, order, prediction, seconds))
+        seconds = predict_measurement_s(prediction, entry.protocol, entry.protocols, c.num_inference_steps)
+        how = (entry.protocol, entry.protocols, pass_index, order)
+        items.append(Item(key, entry.id, c, *how, prediction, seconds))
     return items
 
 

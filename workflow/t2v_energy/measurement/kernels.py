@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,20 +31,34 @@ OPERATORS = {
 }
 
 
-def asked_for(kernel: str | None) -> Any:
-    """A context in which torch may use only ``kernel``; None leaves the choice to torch.
+@contextmanager
+def asked_for(kernel: str | None, module: nn.Module) -> Iterator[None]:
+    """A context in which calls of ``module`` may use only ``kernel``; None leaves the choice to torch.
+
+    Other modules keep torch's choice: the VAE's attention is in float32 with heads of 384, which no kernel
+    but ``efficient`` and ``math`` runs, so a choice for the denoiser must not reach it.
 
     Raises :class:`UserError` for kernels that torch does not ship.
     """
     if kernel is None:
-        return nullcontext()
+        yield
+        return
     if kernel not in BACKENDS:
         raise UserError(
             f"attention kernel {kernel!r} is not one of torch's",
             where="attention_kernel",
             remedy=f"use one of {', '.join(BACKENDS)}",
         )
-    return sdpa_kernel([BACKENDS[kernel]])
+    with ExitStack() as call, ExitStack() as hooks:
+
+        def begin(*_: Any) -> None:
+            call.enter_context(sdpa_kernel([BACKENDS[kernel]]))
+
+        enter = module.register_forward_pre_hook(begin)
+        hooks.callback(enter.remove)
+        leave = module.register_forward_hook(lambda *_: call.close(), always_call=True)
+        hooks.callback(leave.remove)
+        yield
 
 
 class KernelProbe(TorchDispatchMode):
@@ -80,7 +95,7 @@ def available() -> dict[str, bool]:
     found = {}
     for name in BACKENDS:
         try:
-            with asked_for(name):
+            with sdpa_kernel([BACKENDS[name]]):
                 torch.nn.functional.scaled_dot_product_attention(q, q, q)
             found[name] = True
         except RuntimeError:

@@ -44,7 +44,7 @@ class Progress:
     def started(self, item: Item) -> None:
         """A configuration begins."""
         self._started_s = time.monotonic()
-        self.say(f"{item.configuration_id} ({item.protocol}, about {item.measure_s * self._scale:.0f} s)")
+        self.say(f"{item.configuration_id} ({item.protocol}, about {self.expected_s(item):.0f} s)")
 
     def generation(self, item: Item, text: str) -> None:
         """A generation is done."""
@@ -53,6 +53,10 @@ class Progress:
         watts = self.watts()
         now = f", {watts:.0f} W now" if watts is not None else ""
         self._bar(f"  {text}; {measured_s:.0f} s measured, about {left_s:.0f} s left{now}", measured_s)
+
+    def expected_s(self, item: Item) -> float:
+        """How long ``item`` should take, by the prediction and how far it has been off so far."""
+        return item.measure_s * self._scale
 
     def finished(self, item: Item, record: Any, findings: list[Any]) -> None:
         """A record is on the disk."""

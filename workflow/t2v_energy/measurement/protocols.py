@@ -33,6 +33,12 @@ class Subject:
     prompt: str
     device: str
 
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The module whose calls the model file times as stage ``denoiser``."""
+        part: torch.nn.Module = getattr(self.pipeline, self.model.spans["denoiser"].split(".")[0])
+        return part
+
     def generate(self, steps: int) -> None:
         """One generation of this configuration, cut after ``steps`` of its denoising steps.
 
@@ -46,7 +52,7 @@ class Subject:
                 pipeline._interrupt = True  # diffusers skips the remaining steps and goes on to decode
             return {}
 
-        with asked_for(c.attention_kernel):
+        with asked_for(c.attention_kernel, self.denoiser):
             self.pipeline(
                 prompt=self.prompt,
                 negative_prompt=self.model.negative_prompt,
@@ -59,6 +65,31 @@ class Subject:
                 output_type="np",
                 callback_on_step_end=after_step if steps < c.num_inference_steps else None,
             )
+
+    def begin(self, calls: int) -> None:
+        """The start of a generation, given up before its denoiser is called once more than ``calls`` times.
+
+        Nothing is decoded. It warms the denoiser up where a single step takes minutes.
+        """
+        left = calls
+
+        def count(*_: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise _EnoughCalls
+            left -= 1
+
+        hook = self.denoiser.register_forward_pre_hook(count)
+        try:
+            self.generate(self.configuration.num_inference_steps)
+        except _EnoughCalls:
+            pass
+        finally:
+            hook.remove()
+
+
+class _EnoughCalls(Exception):
+    """Ends a generation that only warms up."""
 
 
 @dataclass
@@ -81,15 +112,24 @@ class Run:
 
     def generate(self, kind: WindowKind, steps: int) -> None:
         """One timed generation."""
+        self._timed(kind, steps, lambda: self.subject.generate(steps), f"{kind} of {steps} steps")
+
+    def warm_up(self, calls: int) -> None:
+        """A warm-up of so many denoiser calls; as it may end within a step, its window counts none."""
+        self._timed("warmup", 0, lambda: self.subject.begin(calls), f"warmup of {calls} denoiser calls")
+
+    def _timed(self, kind: WindowKind, steps: int, generate: Callable[[], None], what: str) -> None:
         probe = KernelProbe() if kind == "warmup" and not self.kernels else None
+        # Peaks are read in warm-ups; where those end before they decode, in the first generation as well.
+        unread = "vae_decode" in self.subject.model.spans and "vae_decode" not in self.recorder.allocated_B
         with self.recorder.window(
-            len(self.windows.kind), track_memory=kind == "warmup", probe=probe
+            len(self.windows.kind), track_memory=kind == "warmup" or unread, probe=probe
         ) as edges:
-            self.subject.generate(steps)
+            generate()
         self.add(kind, steps, edges["start_s"], edges["end_s"])
         if probe is not None:
             self.kernels = probe.found
-        self.say(f"{kind} of {steps} steps took {edges['end_s'] - edges['start_s']:.1f} s")
+        self.say(f"{what} took {edges['end_s'] - edges['start_s']:.1f} s")
 
     def last_call_s(self, stage: str) -> float:
         """Duration of the latest call of ``stage``."""
@@ -99,11 +139,15 @@ class Run:
 
 
 def run_full(run: Run) -> None:
-    """The study's protocol (section 4.1): two whole warm-ups, then five measured repetitions."""
+    """The study's protocol (section 4.1): two whole warm-ups, then five measured repetitions.
+
+    ``warmup_steps`` cuts the warm-ups: they compile and warm what a whole one does.
+    """
+    settings = run.settings.full
     steps = run.subject.configuration.num_inference_steps
-    for _ in range(run.settings.full.warmups):
-        run.generate("warmup", steps)
-    for _ in range(run.settings.full.repetitions):
+    for _ in range(settings.warmups):
+        run.generate("warmup", min(steps, settings.warmup_steps or steps))
+    for _ in range(settings.repetitions):
         run.generate("generation", steps)
 
 
@@ -112,7 +156,10 @@ def run_sampled(run: Run) -> None:
     as narrow as the settings ask, or the most generations allowed have run."""
     settings = run.settings.sampled
     total_steps = run.subject.configuration.num_inference_steps
-    run.generate("warmup", min(settings.warmup_steps, total_steps))
+    if settings.warmup_calls:
+        run.warm_up(settings.warmup_calls)
+    else:
+        run.generate("warmup", min(settings.warmup_steps, total_steps))
     steps = _steps_to_sample(run, total_steps)
     for count in range(1, settings.max_generations + 1):
         run.generate("generation", steps)

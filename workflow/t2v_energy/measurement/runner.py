@@ -49,9 +49,19 @@ MIN_FREE_B = 200 * 2**20
 
 
 def measure_batch(
-    root: Path, settings: Settings, experiment: str, name: str, *, prompts: Path, progress: Progress
-) -> Path:
+    root: Path,
+    settings: Settings,
+    experiment: str,
+    name: str,
+    *,
+    prompts: Path,
+    progress: Progress,
+    deadline_s: float | None = None,
+) -> Path | None:
     """Measure what is missing of a batch and write its index; returns the index's path.
+
+    ``deadline_s`` is a time of the monotonic clock: what is not expected to end before it is not begun.  If
+    anything was left out so, there is no index, and None is returned.
 
     Raises :class:`UserError` when the GPU is missing, in use by others or of another model than the
     campaign's, when a record that is there was made otherwise, or when the disk is full.
@@ -73,9 +83,14 @@ def measure_batch(
             pending = _pending(root, folder, batch, plan)
             progress.begin(batch, pending)
             for item in pending:
+                if deadline_s is not None and time.monotonic() + progress.expected_s(item) > deadline_s:
+                    progress.say(f"{item.configuration_id} ({item.protocol}): left for another time")
+                    continue
                 record = session.measure(item)
                 write_atomically(folder / item.record, to_json(record))
                 progress.finished(item, record, check(record, plan.campaign.gpu_name))
+    if not all((folder / item.record).exists() for item in batch.items):
+        return None
     return _write_index(folder, batch)
 
 
@@ -92,7 +107,7 @@ def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
     model = load_model(root, item.configuration.model)
     compared = {
         "configuration": (record.configuration, item.configuration),
-        "protocol settings": (record.protocol_settings, plan.protocols),
+        "protocol settings": (record.protocol_settings, item.protocols),
         "weights": (
             record.environment.weights,
             describe_weights(model, plan.campaign.weights, plan.campaign.seed),
@@ -253,6 +268,7 @@ class Session:
         """One configuration, from idle to idle; running out of memory is an answer, not a failure."""
         import torch
 
+        from t2v_energy.interventions import applied
         from t2v_energy.measurement.protocols import PROTOCOLS, Run, Subject
         from t2v_energy.metering.spans import SpanRecorder
 
@@ -262,7 +278,7 @@ class Session:
         pipeline = self._pipeline_for(item)
         recorder = SpanRecorder(pipeline, model.spans, device)
         subject = Subject(pipeline, model, item.configuration, text, device)
-        run = Run(subject, recorder, self.plan.protocols, partial(self._generation_done, item))
+        run = Run(subject, recorder, item.protocols, partial(self._generation_done, item))
         self.progress.started(item)
         origin = Origin(utc=datetime.now(UTC).isoformat(), monotonic_s=time.monotonic())
         if self.sampler:
@@ -273,7 +289,8 @@ class Session:
         self._idle(run, "idle_before")
         carbon.start(item.record)
         try:
-            with recorder.attached(), torch.inference_mode(False), torch.no_grad():
+            changed = applied(item.configuration.interventions, pipeline)
+            with changed, recorder.attached(), torch.inference_mode(False), torch.no_grad():
                 PROTOCOLS[item.protocol](run)
         except torch.OutOfMemoryError as out_of_memory:
             error = str(out_of_memory).splitlines()[0]
@@ -327,7 +344,7 @@ class Session:
     def _idle(self, run: Any, kind: str) -> None:
         """Let the device idle and note when."""
         start_s = time.monotonic()
-        time.sleep(self.plan.protocols.idle_s)
+        time.sleep(run.settings.idle_s)
         run.add(kind, 0, start_s, time.monotonic())
 
     def _tracker(self) -> Any:
@@ -363,7 +380,7 @@ class Session:
             configuration_id=item.configuration_id,
             configuration=item.configuration,
             protocol=item.protocol,
-            protocol_settings=self.plan.protocols,
+            protocol_settings=item.protocols,
             pass_index=item.pass_index,
             order=item.order,
             status="out_of_memory" if error else "ok",

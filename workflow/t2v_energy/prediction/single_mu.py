@@ -83,25 +83,28 @@ def predict_measurement_s(
 ) -> float:
     """Seconds that measuring a configuration takes under ``protocol``, both idle readings included.
 
-    ``full`` runs warm-ups and repetitions whole.  ``sampled`` runs one short warm-up generation and then
-    ``generations`` generations of enough steps to fill ``min_window_s``, never more than the
-    ``num_inference_steps`` of a whole one; generations added because of a wide spread are not foreseen.
-    Building the pipeline is not included: a batch does it once.
+    ``full`` runs warm-ups (whole, or of ``warmup_steps``) and whole repetitions.  ``sampled`` runs one short
+    warm-up generation (or ``warmup_calls`` of the denoiser, each counted as a step) and then ``generations``
+    generations of enough steps to fill ``min_window_s``, never more than the ``num_inference_steps`` of a
+    whole one; generations added because of a wide spread are not foreseen.  Building the pipeline is not
+    included: a batch does it once.
 
     Raises:
         UserError: an unknown protocol.
     """
     if protocol == "full":
-        runs = settings.full.warmups + settings.full.repetitions
-        measuring_s = runs * prediction.latency_s
+        full = settings.full
+        warmup = min(num_inference_steps, full.warmup_steps or num_inference_steps)
+        warmups_s = full.warmups * (prediction.once_s + warmup * prediction.step_s)
+        measuring_s = warmups_s + full.repetitions * prediction.latency_s
     elif protocol == "sampled":
         sampled = settings.sampled
         filling = ceil(sampled.min_window_s / prediction.step_s)
         steps = min(num_inference_steps, max(sampled.min_steps, filling))
-        warmup = min(num_inference_steps, sampled.warmup_steps)
-        generations = 1 + sampled.generations
+        warmup = min(num_inference_steps, sampled.warmup_calls or sampled.warmup_steps)
+        decoded = sampled.generations + (sampled.warmup_calls is None)
         all_steps = warmup + sampled.generations * steps
-        measuring_s = generations * prediction.once_s + all_steps * prediction.step_s
+        measuring_s = decoded * prediction.once_s + all_steps * prediction.step_s
     else:
         raise UserError(
             f"unknown protocol {protocol!r}", remedy=f"known protocols: {', '.join(get_args(ProtocolName))}"
