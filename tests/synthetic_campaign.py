@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-from t2v_energy.analysis import facts, numbers, resolution, style, tables
+from t2v_energy.analysis import facts, numbers, style, sweep_figure, tables
 from t2v_energy.analysis.resolution_numbers import resolution_numbers
+from t2v_energy.analysis.sweep import read_sweep
 from t2v_energy.config import load_model
 from t2v_energy.work import true_work
 
@@ -189,8 +190,8 @@ def records(gpu: bool = True) -> list[dict[str, object]]:
 
 def build(base: Path) -> dict[str, numbers.Number]:
     """What the notebook does: figure 2, table 3 and the numbers, merged."""
-    sweep = resolution.read_sweep(base, "h200", Path("results/aggregated/h200/configurations.csv"))
-    style.save(resolution.figure_resolution(sweep), base / "figures" / "fig2")
+    sweep = read_sweep(base, "h200", Path("results/aggregated/h200/configurations.csv"))
+    style.save(sweep_figure.figure_resolution(sweep), base / "figures" / "fig2")
     errors = tables.table3({"resolution": sweep})
     tables.write_table3(errors, base / "results/tables/h200/table3")
     read = facts.read_facts("results/raw/h200/resolution", base)

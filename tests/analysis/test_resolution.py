@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_campaign as synthetic
-from t2v_energy.analysis import resolution, style
+from t2v_energy.analysis import style, sweep_figure
+from t2v_energy.analysis import sweep as resolution
 from t2v_energy.errors import UserError
 from t2v_energy.work import OPERATORS, paper
 
@@ -137,7 +138,7 @@ def test_bars_show_the_passes_where_they_lie_further_apart_than_the_interval() -
 
 
 def test_figure_2_has_four_panels_with_strips_units_and_one_legend(sweep: resolution.Sweep) -> None:
-    figure = resolution.figure_resolution(sweep)
+    figure = sweep_figure.figure_resolution(sweep)
     labels = {axes.get_ylabel() for axes in figure.axes}
     assert labels == {"Latency of one video (s)", "GPU energy of one video (Wh)", "Error (%)"}
     assert len(figure.axes) == 8
@@ -151,5 +152,5 @@ def test_figure_2_has_four_panels_with_strips_units_and_one_legend(sweep: resolu
 
 def test_without_a_counter_the_cpus_energy_is_shown_and_called_modelled(tmp_path: Path) -> None:
     table = synthetic.configurations().assign(gpu_energy_Wh=float("nan"), gpu_energy_Wh_kind="")
-    figure = resolution.figure_resolution(read(tmp_path, table))
+    figure = sweep_figure.figure_resolution(read(tmp_path, table))
     assert "CPU energy (modelled), Wh" in {axes.get_ylabel() for axes in figure.axes}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import synthetic_campaign as synthetic
-from t2v_energy.analysis import resolution, tables
+from t2v_energy.analysis import sweep as resolution
+from t2v_energy.analysis import tables
 from t2v_energy.errors import UserError
 from t2v_energy.work import paper
 

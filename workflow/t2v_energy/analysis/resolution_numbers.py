@@ -15,7 +15,7 @@ import pandas as pd
 from t2v_energy.analysis.conditions import slow_generations
 from t2v_energy.analysis.facts import Facts
 from t2v_energy.analysis.numbers import Kind, Number, Source, decimals, with_half_width
-from t2v_energy.analysis.resolution import Efficiency, Sweep, board_means, local_exponent, pass_means
+from t2v_energy.analysis.sweep import Efficiency, Sweep, board_means, local_exponent, pass_means
 from t2v_energy.analysis.tables import mape_percent
 from t2v_energy.errors import UserError
 from t2v_energy.measurement import validity

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from t2v_energy.analysis.resolution import Sweep
+from t2v_energy.analysis.sweep import Sweep
 from t2v_energy.errors import UserError
 
 QUANTITIES = ("latency_s", "gpu_energy_Wh")
