@@ -201,6 +201,48 @@ class TestStages:
         assert [settings.measure.allow_shared for _, settings, *_ in calls] == [False, True]
         assert calls[0][4]["prompts"] == tiny.prompts_path(root)
 
+    def test_minutes_become_a_deadline(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch")
+        import time
+
+        from t2v_energy.measurement import runner
+
+        deadlines: list[float | None] = []
+        monkeypatch.setattr(runner, "measure_batch", lambda *_, **more: deadlines.append(more["deadline_s"]))
+        before_s = time.monotonic()
+        for more in ([], ["--minutes", "1.5"]):
+            assert run(root, "measure", "--campaign", "tiny", *more) == 0
+        assert deadlines[0] is None
+        assert deadlines[1] is not None
+        assert 90 <= deadlines[1] - before_s < 100
+
+    def test_the_deadline_is_that_of_all_batches_together(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("torch")
+        from t2v_energy.measurement import runner
+
+        deadlines: list[float | None] = []
+        monkeypatch.setattr(runner, "measure_batch", lambda *_, **more: deadlines.append(more["deadline_s"]))
+        one_by_one = json.dumps({"measure": {"batch_minutes": 0}})
+        arguments = ("measure", "--campaign", "tiny", "--settings", one_by_one, "--minutes", "2")
+        assert run(root, *arguments) == 0
+        assert len(deadlines) == 3
+        assert len(set(deadlines)) == 1
+
+    def test_measure_goes_on_where_minutes_ended_it(
+        self, root: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("torch").set_num_threads(1)
+        vary = [{"height": 32, "width": 32}]
+        tiny.write_yaml(root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": tiny.resolution(vary=vary)})
+        folder = root / "results" / "raw" / "tiny" / "resolution"
+        assert run(root, "measure", "--campaign", "tiny", "--minutes", "0") == 0
+        assert "tiny-wan_32x32_5f_2s (sampled): left for another time" in capsys.readouterr().err
+        assert not list(folder.rglob("*.json"))
+        assert run(root, "measure", "--campaign", "tiny", "--minutes", "60") == 0
+        assert len(list(folder.glob("*.json"))) == len(list(folder.glob("batches/*.json"))) == 1
+
     def test_aggregate(self, root: Path, folder: Path, tmp_path: Path) -> None:
         parquet, csv = tmp_path / "a" / "measurements.parquet", tmp_path / "a" / "configurations.csv"
         assert run(root, "aggregate", "--campaign", "big", "--parquet", parquet, "--csv", csv) == 0

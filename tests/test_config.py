@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
@@ -12,6 +12,7 @@ from t2v_energy import config
 from t2v_energy.config import (
     Campaign,
     Configuration,
+    Listed,
     configurations,
     describe_weights,
     load_accelerator,
@@ -43,6 +44,17 @@ def rewrite(root: Path, name: str, **changes: Any) -> Path:
     return tiny.write_yaml(root, name, yaml.safe_load(path.read_text()) | changes)
 
 
+def listed(root: Path, campaign: str, experiment: str = "resolution") -> list[Listed]:
+    """The experiment's entries as the campaign measures them."""
+    return configurations(root, load_settings(root), load_campaign(root, campaign), experiment)
+
+
+def tiny_entries(root: Path, *vary: dict[str, Any], passes: int = 1, **changes: Any) -> list[Listed]:
+    """The entries of the tiny campaign's experiment with these ``vary`` and ``changes``."""
+    rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=list(vary), **changes), passes=passes)
+    return listed(root, "tiny")
+
+
 def message(function: Any, *arguments: Any) -> str:
     with pytest.raises(UserError) as caught:
         function(*arguments)
@@ -72,23 +84,62 @@ class TestShipped:
         load_accelerator(tiny.ROOT, campaign.accelerator)
         protocol_settings(load_settings(tiny.ROOT), campaign)
         for experiment in campaign.experiments:
-            listed = configurations(tiny.ROOT, campaign, experiment)
-            assert len(dict(listed)) == len(listed) > 0
-            assert {c.seed for _, c in listed} == {campaign.seed}
+            entries = listed(tiny.ROOT, key, experiment)
+            assert len({(e.id, e.protocol) for e in entries}) == len(entries) > 0
+            assert {e.configuration.seed for e in entries} == {campaign.seed}
 
     @pytest.mark.parametrize("key", SHIPPED["experiments"])
     def test_experiments_load_without_a_campaign_of_their_own(self, key: str) -> None:
         campaign = Campaign(key="x", title="x", accelerator="h200", device="cuda", experiments={key: {}})
         assert load_experiment(tiny.ROOT, campaign, key).key == key
-        assert configurations(tiny.ROOT, campaign, key)
+        assert configurations(tiny.ROOT, load_settings(tiny.ROOT), campaign, key)
 
-    def test_the_fourteen_sizes_of_the_published_sweep(self) -> None:
-        listed = configurations(tiny.ROOT, load_campaign(tiny.ROOT, "h200"), "resolution")
-        assert {(c.width, c.height) for _, c in listed} == {
+    def test_the_sizes_of_the_published_sweep(self) -> None:
+        entries = listed(tiny.ROOT, "h200")
+        by_passes: dict[int, set[tuple[int, int]]] = {1: set(), 2: set()}
+        for entry in entries:
+            by_passes[entry.passes].add((entry.configuration.width, entry.configuration.height))
+        assert by_passes[2] == {
             (256, 256), (320, 240), (384, 384), (448, 256), (512, 512), (576, 320), (704, 384), (768, 432),
             (832, 480), (1024, 576), (1088, 608), (1280, 720), (1536, 864), (1792, 1008),
         }  # fmt: skip
-        assert {(c.num_frames, c.num_inference_steps) for _, c in listed} == {(81, 50)}
+        large, shapes = {(1920, 1088), (2560, 1440), (3520, 1984)}, {(640, 624), (960, 416), (480, 832)}
+        assert by_passes[1] == large | shapes
+        assert {width * height for width, height in shapes} == {832 * 480}
+        assert {(e.configuration.num_frames, e.configuration.num_inference_steps) for e in entries} == {
+            (81, 50)
+        }
+        # minutes a step: nothing is run that the answer does not need, and whole frames do not fit
+        (largest,) = (e for e in entries if e.configuration.width == 3520)
+        assert largest.configuration.interventions == ("vae-tiling",)
+        assert (largest.protocols.sampled.warmup_calls, largest.protocols.sampled.generations) == (1, 1)
+
+    def test_validation_measures_each_size_under_both_protocols(self) -> None:
+        entries = listed(tiny.ROOT, "h200", "validation")
+        protocols: dict[str, set[str]] = {}
+        for entry in entries:
+            protocols.setdefault(entry.id, set()).add(entry.protocol)
+        assert len(protocols) >= 2
+        assert set(map(frozenset, protocols.values())) == {frozenset({"full", "sampled"})}
+        studys = [e for e in entries if e.protocol == "full" and e.configuration.height < 720]
+        assert {(e.protocols.full.warmups, e.protocols.full.repetitions) for e in studys} == {(2, 5)}
+
+    def test_kernels_measures_each_size_with_and_without_flash(self) -> None:
+        kernels: dict[tuple[int, int], list[str | None]] = {}
+        for entry in listed(tiny.ROOT, "h200", "kernels"):
+            c = entry.configuration
+            kernels.setdefault((c.height, c.width), []).append(c.attention_kernel)
+            assert entry.id.endswith("__flash") == (c.attention_kernel == "flash")
+        assert len(kernels) == 5
+        assert all(found == [None, "flash"] for found in kernels.values())
+
+    def test_steps_are_measured_whole(self) -> None:
+        entries = listed(tiny.ROOT, "h200", "steps")
+        assert {e.protocol for e in entries} == {"full"}
+        assert all(e.protocols.full.warmup_steps == 1 for e in entries)
+        assert {e.configuration.num_inference_steps for e in entries if e.configuration.height == 480} == {
+            1, 2, 5, 10, 20, 50, 100, 200,
+        }  # fmt: skip
 
     def test_settings_load(self) -> None:
         settings = load_settings(tiny.ROOT)
@@ -107,7 +158,7 @@ class TestUnknownKeys:
 
     def test_in_a_list(self, root: Path) -> None:
         rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[{"heigth": 32, "width": 32}]))
-        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        text = message(listed, root, "tiny")
         assert "unknown key 'vary.0.heigth' (value 32)" in text
         assert "did you mean 'height'?" in text
         assert "config/campaigns/tiny.yaml, experiments.resolution" in text
@@ -162,7 +213,7 @@ class TestWrongValues:
     )
     def test_sizes_that_are_none(self, root: Path, size: dict[str, Any], what: str) -> None:
         rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[size]))
-        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        text = message(listed, root, "tiny")
         assert what in text
         assert f"(found {next(iter(size.values()))!r})" in text
         assert "config/campaigns/tiny.yaml" in text
@@ -181,14 +232,14 @@ class TestWrongValues:
         self, root: Path, size: dict[str, Any], what: str, remedy: str
     ) -> None:
         rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[{}, size]))
-        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        text = message(listed, root, "tiny")
         assert what in text
         assert remedy in text
         assert text.startswith("config/campaigns/tiny.yaml, experiments.resolution.vary[1]: ")
 
     def test_the_experiment_file_is_named_where_the_size_is_in_it(self, root: Path) -> None:
         path = rewrite(root, "experiments/resolution", vary=[{"height": 250}])
-        text = message(configurations, root, load_campaign(root, "h200"), "resolution")
+        text = message(listed, root, "h200")
         assert text.startswith(f"config/experiments/{path.name}, vary[0]: height: 250")
 
     def test_frames_without_an_offset(self) -> None:
@@ -299,8 +350,8 @@ class TestLayers:
         assert experiment.title == load_experiment(root, load_campaign(root, "h200"), "resolution").title
 
     def test_a_configuration_has_model_defaults_fixed_and_varied_values(self, root: Path) -> None:
-        listed = dict(configurations(root, load_campaign(root, "tiny"), "resolution"))
-        assert listed["tiny-wan_32x48_5f_2s"] == Configuration(
+        by_id = {entry.id: entry.configuration for entry in listed(root, "tiny")}
+        assert by_id["tiny-wan_32x48_5f_2s"] == Configuration(
             model="tiny-wan",
             height=32,
             width=48,
@@ -332,9 +383,104 @@ class TestLayers:
     def test_a_configuration_that_is_listed_twice(self, root: Path) -> None:
         size = {"height": 32, "width": 32}
         rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[size, {}, size]))
-        text = message(configurations, root, load_campaign(root, "tiny"), "resolution")
+        text = message(listed, root, "tiny")
         assert "tiny-wan_32x32_5f_2s is listed twice" in text
         assert "vary[2]" in text
+
+
+class TestEntries:
+    """How one entry of a sweep is measured where that is not the experiment's way."""
+
+    SIZE: ClassVar = {"height": 32, "width": 32}
+    WIDER: ClassVar = {"height": 32, "width": 48}
+
+    def test_an_entry_inherits_protocol_settings_and_passes(self, root: Path) -> None:
+        (entry,) = tiny_entries(root, self.SIZE, passes=3)
+        assert (entry.protocol, entry.passes) == ("sampled", 3)
+        assert entry.protocols == protocol_settings(load_settings(root), load_campaign(root, "tiny"))
+
+    def test_passes_of_the_entry_before_the_experiments_before_the_campaigns(self, root: Path) -> None:
+        entries = tiny_entries(root, self.SIZE, self.WIDER | {"passes": 1}, passes=5)
+        assert [e.passes for e in entries] == [5, 1]
+        rewrite(
+            root,
+            "campaigns/tiny",
+            experiments=tiny.resolution(vary=[self.SIZE, self.WIDER | {"passes": 4}], passes=2),
+            passes=5,
+        )
+        assert [e.passes for e in listed(root, "tiny")] == [2, 4]
+
+    def test_protocols_are_laid_value_by_value(self, root: Path) -> None:
+        experiment = {"idle_s": 0.3, "sampled": {"min_steps": 5, "generations": 1}}
+        own = {"sampled": {"generations": 2, "warmup_calls": 1}, "full": {"warmup_steps": 1}}
+        plain, changed = tiny_entries(root, self.SIZE, self.WIDER | {"protocols": own}, protocols=experiment)
+        campaign = protocol_settings(load_settings(root), load_campaign(root, "tiny"))
+        assert (plain.protocols.idle_s, changed.protocols.idle_s) == (0.3, 0.3)
+        assert (plain.protocols.sampled.min_steps, changed.protocols.sampled.min_steps) == (5, 5)
+        assert (plain.protocols.sampled.generations, changed.protocols.sampled.generations) == (1, 2)
+        assert (plain.protocols.sampled.warmup_calls, changed.protocols.sampled.warmup_calls) == (None, 1)
+        assert (plain.protocols.full, changed.protocols.full.warmup_steps) == (campaign.full, 1)
+        # what neither sets is the campaign's
+        assert changed.protocols.sampled.min_window_s == campaign.sampled.min_window_s == 0.01
+        assert changed.protocols.full.repetitions == 5
+
+    def test_how_it_is_measured_is_no_part_of_the_configuration(self, root: Path) -> None:
+        how = {"passes": 2, "protocol": "full", "protocols": {"idle_s": 0.3}}
+        plain, changed = tiny_entries(root, self.SIZE, self.SIZE | how)
+        assert plain.id == changed.id == "tiny-wan_32x32_5f_2s"
+        assert plain.configuration == changed.configuration
+        assert (plain.protocol, changed.protocol) == ("sampled", "full")
+
+    def test_both_protocols_but_neither_twice(self, root: Path) -> None:
+        with pytest.raises(UserError, match="tiny-wan_32x32_5f_2s is listed twice") as caught:
+            tiny_entries(
+                root, self.SIZE, self.SIZE | {"protocol": "full"}, self.SIZE | {"protocol": "sampled"}
+            )
+        assert caught.value.where == "config/campaigns/tiny.yaml, experiments.resolution.vary[2]"
+
+    @pytest.mark.parametrize(
+        ("vary", "changes", "where", "what"),
+        [
+            ({"protocols": {"sampled": {"generation": 2}}}, {}, ".vary[0], protocols", "sampled.generation"),
+            ({"protocols": {"idle_s": -1}}, {}, ".vary[0], protocols", "idle_s: "),
+            ({"protocols": {"sampled": {"generations": 0}}}, {}, ".vary[0], protocols", "found 0"),
+            ({"protocols": {"sampled": {"warmup_calls": 0}}}, {}, ".vary[0], protocols", "found 0"),
+            ({"protocols": {"full": {"warmup_steps": 0}}}, {}, ".vary[0], protocols", "found 0"),
+            ({}, {"protocols": {"ful": {}}}, ", protocols", "'ful'"),
+            ({"passes": 0}, {}, "", "vary.0.passes"),
+            ({"protocol": "half"}, {}, "", "vary.0.protocol"),
+        ],
+    )
+    def test_wrong_ones_are_told_where_they_are_written(
+        self, root: Path, vary: dict[str, Any], changes: dict[str, Any], where: str, what: str
+    ) -> None:
+        with pytest.raises(UserError) as caught:
+            tiny_entries(root, self.SIZE | vary, **changes)
+        assert caught.value.where.endswith(f"experiments.resolution{where}")
+        assert what in caught.value.what
+
+    @pytest.mark.parametrize("key", ["sample_hz", "poll_s"])
+    def test_the_meter_is_the_campaigns(self, root: Path, key: str) -> None:
+        """It runs through a whole batch: a record must not state what its own entry alone asked for."""
+        value = {"sample_hz": 50.0, "poll_s": 0.005}[key]
+        for vary, changes in (
+            (self.SIZE | {"protocols": {key: value}}, {}),
+            (self.SIZE, {"protocols": {key: value}}),
+        ):
+            with pytest.raises(UserError, match=f"{key} cannot differ") as caught:
+                tiny_entries(root, vary, **changes)
+            assert "config/campaigns/tiny.yaml" in caught.value.remedy
+
+    def test_an_unknown_intervention_with_the_nearest(self, root: Path) -> None:
+        with pytest.raises(UserError, match="there is no 'vae-tilling'") as caught:
+            tiny_entries(root, {}, self.SIZE | {"interventions": ["vae-tilling"]})
+        assert caught.value.where == "config/campaigns/tiny.yaml, experiments.resolution.vary[1]"
+        assert caught.value.remedy.startswith("did you mean 'vae-tiling'? known: ")
+
+    def test_interventions_are_part_of_the_configuration(self, root: Path) -> None:
+        plain, tiled = tiny_entries(root, self.SIZE, self.SIZE | {"interventions": ["vae-tiling"]})
+        assert (plain.configuration.interventions, tiled.configuration.interventions) == ((), ("vae-tiling",))
+        assert tiled.id == f"{plain.id}__vae-tiling"
 
 
 class TestIds:

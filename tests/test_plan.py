@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 from t2v_energy import cli
-from t2v_energy.config import ProtocolSettings
+from t2v_energy.config import ProtocolSettings, configurations
 from t2v_energy.errors import UserError
 from t2v_energy.plan import Item, Plan, make_plan, raw_folder
 from t2v_energy.prediction import predict_measurement_s
@@ -35,23 +35,28 @@ def all_items(plan: Plan) -> list[Item]:
 class TestBatches:
     def test_each_measurement_is_in_one_batch(self) -> None:
         plan = h200()
-        records = [item.record for item in all_items(plan)]
-        assert len(records) == len(set(records)) == 14 * plan.campaign.passes
-        assert "wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json" in records
-        assert plan.items("resolution") == all_items(plan)
-        assert plan.items("frames") == []
+        records = [(item.experiment, item.record) for item in all_items(plan)]
+        wanted = 0
+        for experiment in plan.campaign.experiments:
+            listed = configurations(tiny.ROOT, tiny.settings(tiny.ROOT), plan.campaign, experiment)
+            wanted += sum(entry.passes for entry in listed)
+        assert len(records) == len(set(records)) == wanted
+        assert ("resolution", "wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json") in records
+        assert [i for key in plan.campaign.experiments for i in plan.items(key)] == all_items(plan)
+        assert plan.items("no-such-experiment") == []
 
     def test_a_batch_ends_before_the_limit(self) -> None:
-        # 4 minutes hold each configuration and not each pass, so that both sides are tried
+        # 4 minutes hold most configurations and no pass, so that both sides are tried
         limit_s = 240
         plan = h200(measure={"batch_minutes": limit_s / 60})
-        assert all(batch.measure_s <= limit_s for batch in plan.batches)
-        by_pass: dict[int, list[Any]] = {}
+        assert all(batch.measure_s <= limit_s or len(batch.items) == 1 for batch in plan.batches)
+        assert any(batch.measure_s <= limit_s and len(batch.items) > 1 for batch in plan.batches)
+        by_pass: dict[tuple[str, int], list[Any]] = {}
         for batch in plan.batches:
             (pass_index,) = {item.pass_index for item in batch.items}
-            by_pass.setdefault(pass_index, []).append(batch)
+            by_pass.setdefault((batch.experiment, pass_index), []).append(batch)
+        assert len(by_pass["resolution", 1]) > 1
         for batches in by_pass.values():
-            assert len(batches) > 1
             for batch, following in pairwise(batches):
                 assert batch.measure_s + following.items[0].measure_s > limit_s
 
@@ -105,6 +110,58 @@ class TestBatches:
             assert item.measure_s == predict_measurement_s(item.prediction, "sampled", plan.protocols, 2)
         assert plan.batches[0].measure_s == pytest.approx(sum(i.measure_s for i in all_items(plan)))
         assert plan.protocols.idle_s == 0.2 != ProtocolSettings().idle_s
+
+
+class TestEntries:
+    """Entries that are measured otherwise than the rest of their experiment."""
+
+    VARY = (
+        {"height": 32, "width": 32},
+        {"height": 32, "width": 32, "protocol": "full", "protocols": {"full": {"repetitions": 2}}},
+        {"height": 48, "width": 48, "passes": 3},
+        {"height": 64, "width": 64, "protocols": {"idle_s": 1.0, "sampled": {"generations": 1}}},
+    )
+
+    @pytest.fixture
+    def plan(self, tmp_path: Path) -> Plan:
+        return planned(tmp_path, passes=2, experiments=tiny.resolution(vary=list(self.VARY)))
+
+    def test_passes_are_the_entrys_own(self, plan: Plan) -> None:
+        passes: dict[str, list[int]] = {}
+        for item in all_items(plan):
+            size = f"{item.configuration.height} {item.protocol}"
+            passes.setdefault(size, []).append(item.pass_index)
+        assert passes == {
+            "32 sampled": [1, 2],
+            "32 full": [1, 2],
+            "48 sampled": [1, 2, 3],
+            "64 sampled": [1, 2],
+        }
+        third = [item for item in all_items(plan) if item.pass_index == 3]
+        assert [(item.order, item.configuration.height) for item in third] == [(0, 48)]
+
+    def test_both_protocols_of_a_configuration_have_records_of_their_own(self, plan: Plan) -> None:
+        of_size = {i.record for i in all_items(plan) if (i.configuration.height, i.pass_index) == (32, 1)}
+        assert of_size == {
+            "tiny-wan_32x32_5f_2s__sampled_r1.json",
+            "tiny-wan_32x32_5f_2s__full_r1.json",
+        }
+
+    def test_each_is_predicted_by_its_own_settings(self, plan: Plan) -> None:
+        for item in all_items(plan):
+            own = predict_measurement_s(item.prediction, item.protocol, item.protocols, 2)
+            assert item.measure_s == own
+        (plain,) = (
+            i
+            for i in plan.items("resolution")
+            if (i.configuration.height, i.protocol, i.pass_index) == (32, "sampled", 1)
+        )
+        assert plain.protocols == plan.protocols
+        (slow,) = (i for i in plan.items("resolution") if (i.configuration.height, i.pass_index) == (64, 1))
+        assert (slow.protocols.idle_s, slow.protocols.sampled.generations) == (1.0, 1)
+        (full,) = (i for i in plan.items("resolution") if (i.protocol, i.pass_index) == ("full", 1))
+        assert full.protocols.full.repetitions == 2
+        assert full.measure_s == pytest.approx(4 * full.prediction.latency_s + 2 * 0.2)
 
 
 class TestOrder:

@@ -26,17 +26,32 @@ def test_a_notebook_is_short_clean_and_has_parameters(path: Path) -> None:
     assert tagged[0] is code[0]
 
 
-def test_the_resolution_notebook_builds_its_three_results(tmp_path: Path) -> None:
-    base = synthetic.root(tmp_path / "root", synthetic.configurations())
+def run(notebook: str, base: Path, parameters: dict[str, str]) -> None:
     papermill.execute_notebook(
-        synthetic.REPOSITORY / "workflow/notebooks/resolution.ipynb",
-        tmp_path / "executed.ipynb",
-        parameters={"root": str(base)},
+        synthetic.REPOSITORY / "workflow" / "notebooks" / notebook,
+        base / "executed.ipynb",
+        parameters={"root": str(base)} | parameters,
         kernel_name="python3",
         progress_bar=False,
         cwd=str(base),
     )
-    for name in ("figures/fig2.pdf", "results/tables/h200/table3.csv", "results/tables/h200/table3.tex"):
+
+
+def test_the_notebook_of_the_sweeps_builds_its_figures_table_and_numbers(tmp_path: Path) -> None:
+    base = synthetic.root(tmp_path / "root", synthetic.configurations())
+    run("sweeps.ipynb", base, {})
+    built = [f"figures/fig{number}.{ending}" for number in (2, 3, 4) for ending in ("pdf", "png", "svg")]
+    for name in (*built, "results/tables/h200/table3.csv", "results/tables/h200/table3.tex"):
         assert (base / name).stat().st_size > 0, name
-    found = json.loads((base / "results/numbers/h200/resolution.json").read_text())
-    assert found["resolution.single_mu.efficiency"]["value"] == pytest.approx(synthetic.MU, rel=1e-6)
+    found = json.loads((base / "results/numbers/h200/sweeps.json").read_text())
+    assert found["sweeps.single_mu.efficiency"]["value"] == pytest.approx(synthetic.MU, rel=1e-6)
+
+
+def test_the_notebook_of_the_sweeps_makes_what_a_campaign_has_data_for(tmp_path: Path) -> None:
+    table = synthetic.configurations()
+    base = synthetic.root(tmp_path / "root", table[table["experiment"] == "frames"])
+    where = {"records": "results/raw/h200", "figures": "f", "table": "t/three", "numbers": "n.json"}
+    run("sweeps.ipynb", base, where)
+    assert sorted(path.name for path in (base / "f").iterdir()) == ["fig3.pdf", "fig3.png", "fig3.svg"]
+    assert {line.split(",")[0] for line in (base / "t/three.csv").read_text().splitlines()[1:]} == {"frames"}
+    assert not [key for key in json.loads((base / "n.json").read_text()) if key.startswith("resolution")]

@@ -11,7 +11,7 @@ import pytest
 import synthetic_campaign as synthetic
 from t2v_energy.analysis import conditions, facts, numbers
 from t2v_energy.analysis.numbers import Number, Source
-from t2v_energy.analysis.resolution_numbers import row_label
+from t2v_energy.analysis.sweep import row_label
 from t2v_energy.errors import UserError
 
 HERE = Source("table.csv", "row", "column")
@@ -86,7 +86,7 @@ def test_an_unknown_interval_is_none() -> None:
 
 
 def test_measured_numbers_lead_back_to_their_cell(tmp_path: Path) -> None:
-    found = synthetic.build(synthetic.root(tmp_path / "root", synthetic.configurations()))
+    found = synthetic.sweep_results(synthetic.root(tmp_path / "root", synthetic.configurations()))
     table = pd.read_csv(tmp_path / "root/results/aggregated/h200/configurations.csv")
     table = table[table["status"] == "ok"]
     cells = {row_label(row): row for _, row in table.iterrows()}
@@ -109,13 +109,14 @@ def test_a_campaign_without_a_counter_leaves_its_numbers_out(tmp_path: Path) -> 
     raw = base / "results/raw/h200/resolution"
     for path, record in zip(sorted(raw.iterdir()), synthetic.records(gpu=False), strict=True):
         path.write_text(json.dumps(record))
-    found = synthetic.build(base)
+    found = synthetic.sweep_results(base)
     assert {"resolution.480x832.latency", "resolution.480x832.latency_spread"} <= found.keys()
     assert (
         not {"resolution.480x832.gpu_energy", "setup.gpu", "setup.tick", "setup.measuring_energy"}
         & found.keys()
     )
-    boards = ("setup.boards", "resolution.boards", "resolution.one_board", "conditions", "slow.power")
+    boards = ("setup.boards", "resolution.boards", "resolution.one_board", "frames.boards", "sweeps.boards")
+    boards += ("conditions", "slow.power")
     assert not [key for key in found if key.startswith(boards)]
 
 
@@ -123,7 +124,7 @@ def test_one_pass_has_no_spread_and_nothing_to_compare(tmp_path: Path) -> None:
     table = synthetic.configurations()
     for name in ("latency_s", "gpu_energy_Wh"):
         table[f"{name}_pass_means"], table[f"{name}_pass_spread_percent"] = table[name], nan
-    found = synthetic.build(
+    found = synthetic.sweep_results(
         synthetic.root(tmp_path / "root", table.assign(passes=1, gpus=1, gpu_uuids="GPU-A"))
     )
     assert "resolution.480x832.latency" in found
@@ -132,7 +133,7 @@ def test_one_pass_has_no_spread_and_nothing_to_compare(tmp_path: Path) -> None:
 
 def test_passes_and_boards_equal_the_planted_ones(tmp_path: Path) -> None:
     base = synthetic.root(tmp_path / "root", synthetic.configurations())
-    value = {key: number.value for key, number in synthetic.build(base).items()}
+    value = {key: number.value for key, number in synthetic.sweep_results(base).items()}
     assert (value["setup.boards"], value["setup.passes"]) == (3, 2)
     # pass 1 begins at one o'clock, pass 2 at two; a record ends 61 s after its origin
     assert value["setup.between"] == pytest.approx(60 + 61 / 60)
@@ -160,7 +161,7 @@ def test_passes_and_boards_equal_the_planted_ones(tmp_path: Path) -> None:
 
 def test_conditions_and_slow_generations_equal_the_planted_ones(tmp_path: Path) -> None:
     base = synthetic.root(tmp_path / "root", synthetic.configurations())
-    value = {key: number.value for key, number in synthetic.build(base).items()}
+    value = {key: number.value for key, number in synthetic.sweep_results(base).items()}
     assert (value["conditions.clock_least"], value["conditions.clock_most"]) == (1710, 1720)
     assert (value["conditions.temperature_least"], value["conditions.temperature_most"]) == (60, 61)
     assert [value[f"conditions.720x1280.clock_pass{number}"] for number in (1, 2)] == [1710, 1720]
@@ -207,12 +208,14 @@ def test_facts_are_summed_and_named_once(tmp_path: Path) -> None:
     assert (found.boards, found.passes, len(found.generations)) == (1, 1, 4)
 
 
-def test_records_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_the_protocol_is_that_of_the_most_records(tmp_path: Path) -> None:
     other = synthetic.record()
     other["protocol_settings"] = {"sampled": {}}
-    synthetic.write_records(tmp_path / "protocols", synthetic.record(), other)
-    with pytest.raises(UserError, match="different protocol settings"):
-        facts.read_facts("protocols", tmp_path)
+    synthetic.write_records(tmp_path / "raw", other, synthetic.record(), synthetic.record())
+    assert facts.read_facts("raw", tmp_path).protocol_settings["idle_s"] == 2.0
+
+
+def test_records_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     slower = synthetic.record()
     slower["environment"]["gpu"]["power_limit_W"] = 600.0  # type: ignore[index]
     synthetic.write_records(tmp_path / "limits", synthetic.record(), slower)

@@ -1,6 +1,8 @@
-"""Attention kernels: only the one asked for may run, and the one that ran is seen."""
+"""Attention kernels: only the one asked for may run, in the module it is asked for, and what ran is seen."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from t2v_energy.errors import UserError
@@ -16,36 +18,125 @@ def attend(mask: bool = False) -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=bias)
 
 
-@pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize(("kernel", "ran"), [(None, "flash-cpu"), ("flash", "flash-cpu"), ("math", "math")])
-def test_what_was_asked_for_runs_and_is_seen(kernel: str | None, ran: str, mask: bool) -> None:
-    probe = KernelProbe()
-    with asked_for(kernel), probe.during("denoiser"):
+class Attention(torch.nn.Module):
+    """A module whose call attends once; it raises, where asked to, after that."""
+
+    def forward(self, mask: bool = False, *, fails: bool = False) -> torch.Tensor:
         result = attend(mask)
-    assert probe.found == {"denoiser": [ran]}
+        if fails:
+            raise ZeroDivisionError
+        return result
+
+
+@pytest.fixture
+def denoiser() -> Attention:
+    return Attention()
+
+
+def ran(call: Any) -> list[str]:
+    """What runs in a call, seen by a probe."""
+    probe = KernelProbe()
+    with probe.during("it"):
+        call()
+    return probe.found["it"]
+
+
+def hooks(module: torch.nn.Module) -> int:
+    return sum(
+        len(found)
+        for found in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._forward_hooks_always_called,
+        )
+    )
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(("kernel", "found"), [(None, "flash-cpu"), ("flash", "flash-cpu"), ("math", "math")])
+def test_what_was_asked_for_runs_and_is_seen(
+    denoiser: Attention, kernel: str | None, found: str, mask: bool
+) -> None:
+    probe = KernelProbe()
+    with asked_for(kernel, denoiser), probe.during("denoiser"):
+        result = denoiser(mask)
+    assert probe.found == {"denoiser": [found]}
     assert torch.allclose(result, attend(mask), atol=1e-6)
 
 
-def test_a_kernel_that_cannot_run_here_is_not_replaced_in_silence() -> None:
-    q = torch.zeros(1, 1, 8, 16)
-    with asked_for("cudnn"), pytest.raises(RuntimeError):
-        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+def test_a_kernel_that_cannot_run_here_is_not_replaced_in_silence(denoiser: Attention) -> None:
+    with asked_for("cudnn", denoiser), pytest.raises(RuntimeError):
+        denoiser()
 
 
-def test_sage_is_not_torchs() -> None:
-    with pytest.raises(UserError, match="'sage' is not one of torch's") as caught:
-        asked_for("sage")
+def test_other_modules_keep_torchs_choice(denoiser: Attention) -> None:
+    vae = Attention()
+    with asked_for("math", denoiser):
+        assert ran(vae) == ["flash-cpu"]
+        assert ran(denoiser) == ["math"]
+        # before the first call, between calls and after the last one, it makes no difference
+        assert ran(vae) == ran(attend) == ["flash-cpu"]
+        assert ran(denoiser) == ["math"]
+    assert ran(denoiser) == ["flash-cpu"]
+
+
+def test_nothing_is_left_on_the_module(denoiser: Attention) -> None:
+    for _ in range(2):
+        with asked_for("math", denoiser):
+            denoiser()
+            assert hooks(denoiser) > 0
+        assert hooks(denoiser) == 0
+    with asked_for(None, denoiser):
+        assert hooks(denoiser) == 0
+
+
+def test_nor_after_a_call_that_fails(denoiser: Attention) -> None:
+    """Out of memory in the denoiser is a record: what is measured next must not be bound by it."""
+    with pytest.raises(ZeroDivisionError), asked_for("math", denoiser):
+        denoiser(fails=True)
+    assert hooks(denoiser) == 0
+    assert ran(attend) == ran(denoiser) == ["flash-cpu"]
+
+
+def test_a_failed_call_binds_nothing_while_the_context_lasts(denoiser: Attention) -> None:
+    with asked_for("math", denoiser):
+        with pytest.raises(ZeroDivisionError):
+            denoiser(fails=True)
+        assert ran(attend) == ["flash-cpu"]
+        assert ran(denoiser) == ["math"]
+
+
+def test_nor_where_a_later_hook_refuses_the_call(denoiser: Attention) -> None:
+    def refuse(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with asked_for("math", denoiser):
+        refusal = denoiser.register_forward_pre_hook(refuse)
+        with pytest.raises(ZeroDivisionError):
+            denoiser()
+        refusal.remove()
+    assert hooks(denoiser) == 0
+    assert ran(attend) == ran(denoiser) == ["flash-cpu"]
+
+
+def test_sage_is_not_torchs(denoiser: Attention) -> None:
+    with (
+        pytest.raises(UserError, match="'sage' is not one of torch's") as caught,
+        asked_for("sage", denoiser),
+    ):
+        pass
     assert "cudnn, flash, efficient, math" in caught.value.remedy
+    assert hooks(denoiser) == 0
 
 
-def test_stages_are_kept_apart_and_each_kernel_once() -> None:
+def test_stages_are_kept_apart_and_each_kernel_once(denoiser: Attention) -> None:
     probe = KernelProbe()
     with probe.during("denoiser"):
         attend()
         attend()
     attend()  # outside: not seen
-    with probe.during("vae_decode"), asked_for("math"):
-        attend()
+    with probe.during("vae_decode"), asked_for("math", denoiser):
+        denoiser()
     with probe.during("vae_decode"):
         attend()
     with probe.during("text_encoder"), torch.no_grad():

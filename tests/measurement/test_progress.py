@@ -86,6 +86,34 @@ def test_time_left_follows_the_prediction_then_what_was_measured(batch: Batch, c
     assert seconds(log.getvalue().splitlines()[-1], r"\(sampled, about") == 30 * 1020 / 30
 
 
+def test_what_an_item_should_take_follows_what_was_measured(batch: Batch, clock: Clock) -> None:
+    """By it the runner decides what still fits into the time that it is given."""
+    progress = Progress(io.StringIO())
+    first, second, third = batch.items
+    progress.begin(batch, list(batch.items))
+    assert [progress.expected_s(item) for item in batch.items] == [10, 20, 30]
+    for item, took_s, expected_s in ((first, 25, 75), (second, 5, 30)):
+        progress.started(item)
+        clock.now_s += took_s
+        progress.finished(item, make_record(), [])
+        assert progress.expected_s(third) == pytest.approx(expected_s)
+
+
+def test_what_was_left_for_another_time_is_not_to_go(batch: Batch, clock: Clock) -> None:
+    log = io.StringIO()
+    progress = Progress(log)
+    first, second, third = batch.items
+    progress.begin(batch, list(batch.items))
+    progress.left_out(first)
+    progress.left_out(third)
+    line = f"{third.configuration_id} (sampled): left for another time"
+    assert log.getvalue().splitlines()[-1] == line
+    progress.started(second)
+    clock.now_s += 5
+    progress.generation(second, "x")
+    assert seconds(log.getvalue().splitlines()[-1], "about") == 15
+
+
 def test_watts_where_a_gpu_tells_them(batch: Batch) -> None:
     log = io.StringIO()
     progress = Progress(log)

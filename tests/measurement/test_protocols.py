@@ -15,6 +15,7 @@ from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import composed_latency_s, estimate, generations
 
 torch = pytest.importorskip("torch")
+from t2v_energy.measurement.kernels import KernelProbe  # noqa: E402
 from t2v_energy.measurement.protocols import PROTOCOLS, Run, Subject, run_full, run_sampled  # noqa: E402
 from t2v_energy.metering.spans import SpanRecorder  # noqa: E402
 
@@ -63,6 +64,19 @@ def watched() -> Iterator[dict[str, list[Any]]]:
         del pipeline.transformer.forward, pipeline.vae.decode
 
 
+def chosen_by_torch() -> dict[str, list[str]]:
+    """What runs by stage where no kernel is asked for."""
+    with prepared(full={"warmups": 1, "repetitions": 1}, num_inference_steps=1) as run:
+        run_full(run)
+    return run.kernels
+
+
+def hooks() -> int:
+    """Hooks on the denoiser."""
+    denoiser = tiny.pipeline().transformer
+    return len(denoiser._forward_pre_hooks) + len(denoiser._forward_hooks)
+
+
 class TestGenerate:
     def test_a_cut_generation_runs_the_first_steps_of_the_whole_schedule(self) -> None:
         with watched() as seen:
@@ -109,6 +123,98 @@ class TestGenerate:
             subject(attention_kernel="sage").generate(1)
 
 
+class TestKernelAskedFor:
+    def test_it_binds_the_denoiser_alone(self) -> None:
+        """Head width and number type of the VAE's attention fit few kernels: it keeps torch's choice."""
+        with prepared(num_inference_steps=2, attention_kernel="math") as run:
+            run_sampled(run)
+        assert run.kernels["denoiser"] == ["math"]
+        assert run.kernels["vae_decode"] == chosen_by_torch()["vae_decode"] == ["flash-cpu"]
+        assert run.kernels["text_encoder"] == chosen_by_torch()["text_encoder"]
+
+    def test_it_is_bound_in_every_step_and_every_generation(self) -> None:
+        probe = KernelProbe()
+        denoiser = tiny.pipeline().transformer
+        inner, attended = denoiser.forward, []
+
+        def probed(*arguments: Any, **options: Any) -> Any:
+            probe._found.clear()
+            with probe.during("call"):
+                result = inner(*arguments, **options)
+            attended.append(probe.found["call"])
+            return result
+
+        probed.__wrapped__ = inner  # type: ignore[attr-defined]
+        denoiser.forward = probed
+        try:
+            with torch.no_grad():
+                for _ in range(2):
+                    subject(num_inference_steps=3, attention_kernel="math").generate(2)
+                subject(num_inference_steps=3).generate(1)
+        finally:
+            del denoiser.forward
+        assert attended == [["math"]] * 8 + [["flash-cpu"]] * 2
+
+    def test_no_hook_is_left(self) -> None:
+        with prepared(attention_kernel="math") as run:
+            run_sampled(run)
+        assert hooks() == 0
+
+    def test_nor_after_a_generation_that_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_room(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(tiny.pipeline().vae), "decode", no_room)
+            with pytest.raises(torch.OutOfMemoryError), torch.no_grad():
+                subject(attention_kernel="math").generate(1)
+        assert hooks() == 0
+        assert chosen_by_torch()["denoiser"] == ["flash-cpu"]
+
+
+class TestBegin:
+    """A warm-up that ends after some denoiser calls."""
+
+    @pytest.mark.parametrize("calls", [1, 2, 3, 5])
+    def test_the_denoiser_runs_exactly_so_often_and_nothing_is_decoded(self, calls: int) -> None:
+        with watched() as seen:
+            subject(num_inference_steps=6).begin(calls)
+        schedule = [float(t) for t in tiny.pipeline().scheduler.timesteps]
+        assert seen["timesteps"] == [t for t in schedule for _ in range(2)][:calls]
+        assert seen["decoded"] == []
+        assert hooks() == 0
+
+    def test_it_works_twice_and_whole_generations_after_it(self) -> None:
+        with watched() as seen:
+            one = subject(num_inference_steps=3)
+            one.begin(1)
+            one.begin(1)
+            one.generate(3)
+        assert len(seen["timesteps"]) == 1 + 1 + 6
+        assert len(seen["decoded"]) == 1
+
+    def test_more_calls_than_there_are_is_a_whole_generation(self) -> None:
+        with watched() as seen:
+            subject(num_inference_steps=2).begin(9)
+        assert (len(seen["timesteps"]), len(seen["decoded"])) == (4, 1)
+        assert hooks() == 0
+
+    def test_with_a_kernel_asked_for(self) -> None:
+        with torch.no_grad():
+            subject(attention_kernel="math").begin(1)
+        assert hooks() == 0
+        assert chosen_by_torch()["denoiser"] == ["flash-cpu"]
+
+    def test_an_error_is_not_taken_for_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_room(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(type(tiny.pipeline().scheduler), "step", no_room)
+        with pytest.raises(torch.OutOfMemoryError), torch.no_grad():
+            subject().begin(3)
+        assert hooks() == 0
+
+
 class TestFull:
     def test_whole_warm_ups_then_whole_repetitions(self) -> None:
         with prepared(full={"warmups": 2, "repetitions": 3}, num_inference_steps=3) as run:
@@ -117,8 +223,22 @@ class TestFull:
         assert run.windows.steps == [3] * 5
         assert len(generations(run.windows, run.recorder.spans)) == 3
 
+    @pytest.mark.parametrize(("warmup_steps", "run_steps"), [(1, 1), (2, 2), (9, 3), (None, 3)])
+    def test_warm_ups_may_be_cut_and_repetitions_are_not(
+        self, warmup_steps: int | None, run_steps: int
+    ) -> None:
+        full = {"warmups": 2, "warmup_steps": warmup_steps, "repetitions": 2}
+        with prepared(full=full, num_inference_steps=3) as run:
+            run_full(run)
+        assert run.windows.kind == ["warmup"] * 2 + ["generation"] * 2
+        assert run.windows.steps == [run_steps] * 2 + [3] * 2
+        stages = Counter(zip(run.recorder.spans.window, run.recorder.spans.stage, strict=True))
+        # a cut warm-up decodes, too: the decoder is warm before anything is measured
+        assert [stages[window, "vae_decode"] for window in range(4)] == [1] * 4
+        assert [stages[window, "denoiser"] for window in range(4)] == [2 * run_steps] * 2 + [6] * 2
+
     def test_the_studys_numbers_are_the_default(self) -> None:
-        assert ProtocolSettings().full == FullProtocol(warmups=2, repetitions=5)
+        assert ProtocolSettings().full == FullProtocol(warmups=2, warmup_steps=None, repetitions=5)
         assert {"full": run_full, "sampled": run_sampled} == PROTOCOLS
 
 
@@ -162,6 +282,65 @@ class TestSampled:
         ][-1]
         assert run.windows.steps[1] == min(50, max(2, int(np.ceil(0.1 / (2 * call_s)))))
 
+    def test_a_warm_up_of_some_calls_decodes_nothing(self) -> None:
+        sampled = {**EASY, "warmup_calls": 1, "generations": 2}
+        heard: list[str] = []
+        with prepared(sampled, num_inference_steps=6) as run:
+            run.say = heard.append
+            run_sampled(run)
+        assert run.windows.kind == ["warmup", "generation", "generation"]
+        assert run.windows.steps == [0, 2, 2]  # a step has two calls: the warm-up ends within its first
+        stages = Counter(zip(run.recorder.spans.window, run.recorder.spans.stage, strict=True))
+        assert stages[0, "denoiser"] == 1
+        assert stages[0, "vae_decode"] == stages[0, "scheduler"] == 0
+        assert [stages[window, "vae_decode"] for window in (1, 2)] == [1, 1]
+        assert heard[0].startswith("warmup of 1 denoiser calls took ")
+        assert run.kernels["denoiser"] == ["flash-cpu"]
+        # two generations are measured, and the totals of whole videos follow from them
+        assert len(composed_latency_s(generations(run.windows, run.recorder.spans), 6)) == 2
+
+    def test_one_generation_is_enough_where_it_is_asked_for(self) -> None:
+        with prepared({**EASY, "min_steps": 1, "generations": 1, "max_generations": 1}) as run:
+            run_sampled(run)
+        assert run.windows.kind == ["warmup", "generation"]
+        found = estimate(composed_latency_s(generations(run.windows, run.recorder.spans), 4))
+        assert found.n == 1
+        assert np.isnan(found.ci95)
+
+    def test_one_generation_has_no_interval_so_more_are_run_where_they_may(self) -> None:
+        with prepared({**EASY, "generations": 1, "max_generations": 8}) as run:
+            run_sampled(run)
+        assert run.windows.kind == ["warmup", "generation", "generation"]
+
+    def test_peaks_of_a_stage_that_no_warm_up_reached_are_read_in_the_first_generation(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Reading them slows the host down: as seldom as possible, but not never."""
+        for sampled, expected in (
+            ({**EASY, "generations": 2}, [True, False, False]),
+            ({**EASY, "generations": 2, "warmup_calls": 1}, [True, True, False]),
+        ):
+            with prepared(sampled) as run:
+                window, tracked = run.recorder.window, []
+
+                def watched_window(
+                    index: int, *, window: Any = window, seen: Any = tracked, **how: Any
+                ) -> Any:
+                    seen.append(how["track_memory"])
+                    return window(index, **how)
+
+                finish = run.recorder._finish
+
+                def read_peaks(call: Any, *, on_host: bool, run: Any = run, finish: Any = finish) -> None:
+                    finish(call, on_host=on_host)
+                    if run.recorder._track_memory:  # on a GPU the recorder does this itself
+                        run.recorder.allocated_B[call.stage] = 1
+
+                monkeypatch.setattr(run.recorder, "window", watched_window)
+                monkeypatch.setattr(run.recorder, "_finish", read_peaks)
+                run_sampled(run)
+            assert tracked == expected
+
     def test_a_warm_up_is_no_longer_than_the_whole(self) -> None:
         with prepared({**EASY, "warmup_steps": 9, "generations": 2}, num_inference_steps=2) as run:
             run_sampled(run)
@@ -188,9 +367,6 @@ class TestWhatIsRecorded:
             run_full(run)
         assert run.kernels["denoiser"] == ["flash-cpu"]
         assert set(run.kernels) == {"text_encoder", "denoiser", "vae_decode"}
-        with prepared(num_inference_steps=2, attention_kernel="math") as run:
-            run_sampled(run)
-        assert set(map(tuple, run.kernels.values())) == {("math",)}
 
     def test_the_user_hears_of_each_generation(self) -> None:
         heard: list[str] = []

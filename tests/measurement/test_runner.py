@@ -35,9 +35,12 @@ from t2v_energy.plan import Plan, make_plan, raw_folder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("pynvml")
+AutoencoderKLWan = pytest.importorskip("diffusers").AutoencoderKLWan
 torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 CONSTANT = fake_nvml.constant(600)
 OTHER = "GPU-0badcafe-0000-0000-0000-000000000000"
+FULL = {"warmups": 1, "warmup_steps": 1, "repetitions": 2}
+ONE_GENERATION = {"warmup_calls": 1, "min_steps": 1, "generations": 1, "max_generations": 1}
 TWO = [{"height": 32, "width": 32}, {"height": 32, "width": 48}]
 
 
@@ -230,6 +233,147 @@ class TestABatch:
         assert "2 already measured" in log.getvalue()
         assert after[lost] != before[lost]
         assert {n: c for n, c in after.items() if n != lost} == {n: c for n, c in before.items() if n != lost}
+
+
+class TestADeadline:
+    """``measure --minutes``: only what should end in time is begun."""
+
+    @staticmethod
+    def measured(root: Path, log: io.StringIO, seconds: float) -> Path | None:
+        settings = tiny.settings(root)
+        (batch,) = make_plan(root, settings).batches
+        return measure_batch(
+            root,
+            settings,
+            batch.experiment,
+            batch.name,
+            prompts=tiny.prompts_path(root),
+            progress=Progress(log),
+            deadline_s=time.monotonic() + seconds,
+        )
+
+    @pytest.fixture
+    def expected(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+        """Seconds that an item should take, by its size; the others take none."""
+        seconds: dict[str, float] = {}
+
+        def expected_s(_: Progress, item: Any) -> float:
+            return seconds.get(f"{item.configuration.height}x{item.configuration.width}", 0.0)
+
+        monkeypatch.setattr(Progress, "expected_s", expected_s)
+        return seconds
+
+    def test_what_does_not_fit_is_left_out_without_an_index_and_measured_later(
+        self, tmp_path: Path, expected: dict[str, float]
+    ) -> None:
+        root, log = tiny.make_root(tmp_path / "root"), io.StringIO()
+        expected["32x48"] = 1e6
+        assert self.measured(root, log, 1000) is None
+        assert set(records(root)) == {"32x32", "48x48"}  # what comes after it in the order may still fit
+        assert log.getvalue().count("left for another time") == 1
+        assert "tiny-wan_32x48_5f_2s (sampled): left for another time" in log.getvalue()
+        folder = raw_folder(root, "tiny", "resolution")
+        assert not (folder / "batches").exists()
+        before = contents(root)
+
+        expected.clear()
+        log = io.StringIO()
+        index = self.measured(root, log, 1000)
+        assert index is not None
+        assert len(json.loads(index.read_text())["records"]) == 3
+        assert "2 already measured" in log.getvalue()
+        after = contents(root)
+        assert {name: after[name] for name in before} == before
+
+    def test_without_time_nothing_is_built(self, tmp_path: Path) -> None:
+        root, log = tiny.make_root(tmp_path / "root"), io.StringIO()
+        assert self.measured(root, log, 0) is None
+        assert contents(root) == {}
+        assert "building" not in log.getvalue()
+        assert log.getvalue().count("left for another time") == 3
+
+    def test_what_is_all_there_has_an_index_at_any_time(self, copy: Path) -> None:
+        assert self.measured(copy, io.StringIO(), -1) is not None
+
+
+@pytest.fixture(scope="module")
+def otherwise(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Record], list[tuple[int, ...]]]:
+    """Records of :class:`TestEntriesMeasuredOtherwise` by name, and the latents decoded in tiles."""
+    tiled: list[tuple[int, ...]] = []
+    whole = AutoencoderKLWan.tiled_decode
+
+    @functools.wraps(whole)
+    def noted(vae: Any, z: Any, *arguments: Any, **options: Any) -> Any:
+        tiled.append(tuple(z.shape))
+        return whole(vae, z, *arguments, **options)
+
+    root = tiny.make_root(
+        tmp_path_factory.mktemp("entries") / "root",
+        experiments=tiny.resolution(vary=list(TestEntriesMeasuredOtherwise.VARY)),
+    )
+    with tiny.own_devices_and_locks(root), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(AutoencoderKLWan, "tiled_decode", noted)
+        index = measure(root)
+        before = contents(root)
+        # asked again, with each entry's own settings compared, nothing is measured
+        assert measure(root) == index
+        assert contents(root) == before
+    return {path.name: read_record(path) for path in record_paths(index.parents[1])}, tiled
+
+
+class TestEntriesMeasuredOtherwise:
+    VARY = (
+        {"height": 32, "width": 32},
+        {"height": 32, "width": 32, "protocol": "full", "protocols": {"full": FULL}},
+        {"height": 48, "width": 48, "protocols": {"idle_s": 0.4, "sampled": ONE_GENERATION}},
+        {"height": 16, "width": 272, "interventions": ["vae-tiling"]},
+        {"height": 16, "width": 272, "attention_kernel": "math"},
+    )
+
+    @pytest.fixture
+    def found(self, otherwise: tuple[dict[str, Record], list[tuple[int, ...]]]) -> dict[str, Record]:
+        return otherwise[0]
+
+    def test_both_protocols_of_a_configuration(self, found: dict[str, Record]) -> None:
+        full, sampled = (found[f"tiny-wan_32x32_5f_2s__{p}_r1.json"] for p in ("full", "sampled"))
+        assert full.configuration == sampled.configuration
+        assert (full.protocol, sampled.protocol) == ("full", "sampled")
+        assert full.windows.kind == ["idle_before", "warmup", *["generation"] * 2, "idle_after"]
+        assert full.windows.steps == [0, 1, 2, 2, 0]
+
+    def test_a_record_keeps_the_settings_that_it_ran_with(self, found: dict[str, Record]) -> None:
+        plain = found["tiny-wan_32x32_5f_2s__sampled_r1.json"]
+        short = found["tiny-wan_48x48_5f_2s__sampled_r1.json"]
+        assert plain.protocol_settings.sampled.warmup_calls is None
+        assert short.protocol_settings.sampled.model_dump().items() >= ONE_GENERATION.items()
+        assert short.windows.kind == ["idle_before", "warmup", "generation", "idle_after"]
+        for record, idle_s in ((plain, 0.2), (short, 0.4)):
+            assert record.protocol_settings.idle_s == idle_s
+            lengths = [record.windows.end_s[i] - record.windows.start_s[i] for i in (0, -1)]
+            assert lengths == pytest.approx([idle_s, idle_s], abs=0.1)
+
+    def test_tiling_is_on_for_its_own_configuration_alone(
+        self, otherwise: tuple[dict[str, Record], list[tuple[int, ...]]]
+    ) -> None:
+        """The other one of that width, and all that came after it, were decoded whole."""
+        found, latents = otherwise
+        tiled = found["tiny-wan_16x272_5f_2s__vae-tiling__sampled_r1.json"]
+        assert tiled.configuration.interventions == ("vae-tiling",)
+        generations = [kind for kind in tiled.windows.kind if kind in ("warmup", "generation")]
+        assert latents == [(1, 16, 2, 2, 34)] * len(generations)
+
+    def test_a_kernel_that_was_asked_for(self, found: dict[str, Record]) -> None:
+        forced = found["tiny-wan_16x272_5f_2s__math__sampled_r1.json"]
+        plain = found["tiny-wan_32x32_5f_2s__sampled_r1.json"]
+        assert forced.attention_kernels["denoiser"] == ["math"]
+        assert (
+            forced.attention_kernels["vae_decode"] == plain.attention_kernels["vae_decode"] == ["flash-cpu"]
+        )
+
+    def test_every_record_is_valid(self, found: dict[str, Record]) -> None:
+        assert len(found) == 5
+        for record in found.values():
+            assert {f.rule for f in check(record) if f.level == "invalid"} == set()
 
 
 class TestARecordMadeOtherwise:

@@ -129,6 +129,29 @@ def test_settings_are_read() -> None:
     assert predict_measurement_s(PREDICTION, "sampled", settings, 50) == pytest.approx(6 * 4 + 31 * 1.0 + 2)
 
 
+@pytest.mark.parametrize(
+    ("warmup_steps", "steps", "warmup_s"),
+    [(None, 50, 54), (1, 50, 5), (9, 50, 13), (9, 2, 6)],
+)
+def test_warm_ups_of_full_may_be_cut(warmup_steps: int | None, steps: int, warmup_s: float) -> None:
+    settings = ProtocolSettings.model_validate(
+        {"full": {"warmups": 2, "warmup_steps": warmup_steps, "repetitions": 3}}
+    )
+    prediction = replace(PREDICTION, latency_s=4.0 + steps)
+    expected = 2 * warmup_s + 3 * (4 + steps) + 4  # each warm-up decodes
+    assert predict_measurement_s(prediction, "full", settings, steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("calls", "steps", "warmup_s"), [(1, 50, 1), (3, 50, 3), (3, 2, 2)])
+def test_a_warm_up_of_some_calls_decodes_nothing(calls: int, steps: int, warmup_s: float) -> None:
+    """A call counts as a whole step, which may have two: rather too long than too short."""
+    settings = ProtocolSettings.model_validate(
+        {"sampled": {"warmup_calls": calls, "warmup_steps": 7, "min_window_s": 1.0, "generations": 1}}
+    )
+    expected = warmup_s + (4 + 2) + 4
+    assert predict_measurement_s(PREDICTION, "sampled", settings, steps) == pytest.approx(expected)
+
+
 def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(UserError, match="full, sampled"):
         predict_measurement_s(PREDICTION, "half", SETTINGS, 50)  # type: ignore[arg-type]

@@ -1,41 +1,215 @@
 # Stage 4: papermill notebooks make figures, tables and numbers.  The executed notebook is a log and not an
-# output, so it stays when a cell fails.
-rule resolution:
+# output, so it stays when a cell fails.  A campaign gets what its experiments have data for.
+FORMATS = (".pdf", ".png", ".svg")
+RECORDS = f"results/raw/{STUDY.campaign}"
+
+
+if STUDY.sweep_figures:
+
+    rule sweeps:
+        input:
+            notebook="workflow/notebooks/sweeps.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            records=STUDY.measurements,
+            models=STUDY.model_files,
+            code=STUDY.sources("analysis", "work"),
+        output:
+            figures=[
+                f"<figures>/{name}{end}"
+                for name in STUDY.sweep_figures
+                for end in FORMATS
+            ],
+            tables=multiext("<tables>/table3", ".csv", ".tex"),
+            numbers="<numbers>/sweeps.json",
+        log:
+            notebook="logs/notebooks/<campaign>/sweeps.ipynb",
+            console="logs/notebooks/<campaign>/sweeps.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figures=STUDY.figures,
+            records=RECORDS,
+            table=lambda wildcards, output: output.tables[0].removesuffix(".csv"),
+        message:
+            "Stage 4: figures 2 to 4 and table 3 of campaign {STUDY.campaign}"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p records {params.records} -p figures {params.figures} "
+            "-p table {params.table} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+
+    rule scaling:
+        input:
+            notebook="workflow/notebooks/scaling.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            models=STUDY.model_files,
+            code=STUDY.sources("analysis", "work"),
+        output:
+            figures=multiext("<figures>/exponents", *FORMATS),
+            tables=expand(
+                "<tables>/{name}.csv",
+                name=(
+                    "scaling",
+                    "regime_fits",
+                    "regimes",
+                    "doubling",
+                    "efficiency",
+                    "power",
+                    "steps",
+                ),
+            ),
+            numbers="<numbers>/scaling.json",
+        log:
+            notebook="logs/notebooks/<campaign>/scaling.ipynb",
+            console="logs/notebooks/<campaign>/scaling.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figure=lambda wildcards, output: output.figures[0].removesuffix(".pdf"),
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: scaling laws of campaign {STUDY.campaign}"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p tables {params.tables} -p figure {params.figure} "
+            "-p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+
+    rule breakdown:
+        input:
+            notebook="workflow/notebooks/breakdown.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            records=STUDY.measurements,
+            models=STUDY.model_files,
+            grids="config/grids.yaml",
+            code=STUDY.sources(
+                "analysis", "work", "metering/attribution.py", "grids.py"
+            ),
+        output:
+            figures=[
+                f"<figures>/{name}{end}"
+                for name in ("stages", "codecarbon")
+                for end in FORMATS
+            ],
+            tables=[
+                *expand(
+                    "<tables>/{name}.csv",
+                    name=(
+                        "stages",
+                        "stages_once",
+                        "codecarbon",
+                        "cost",
+                        "cost_carbon",
+                    ),
+                ),
+                "<tables>/cost.tex",
+            ],
+            numbers="<numbers>/breakdown.json",
+        log:
+            notebook="logs/notebooks/<campaign>/breakdown.ipynb",
+            console="logs/notebooks/<campaign>/breakdown.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figures=STUDY.figures,
+            records=RECORDS,
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: stages, CodeCarbon and what measuring campaign {STUDY.campaign} cost"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p records {params.records} -p tables {params.tables} "
+            "-p figures {params.figures} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
+if STUDY.compares:
+
+    rule comparison:
+        input:
+            notebook="workflow/notebooks/comparison.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            records=STUDY.measurements,
+            models=STUDY.model_files,
+            code=STUDY.sources("analysis", "work", "metering/attribution.py"),
+        output:
+            figures=(
+                multiext("<figures>/kernels", *FORMATS) if STUDY.has("kernels") else []
+            ),
+            tables=expand(
+                "<tables>/{name}.csv",
+                name=(
+                    "validation",
+                    "validation_steps",
+                    "validation_drift",
+                    "kernels",
+                    "kernels_fit",
+                ),
+            ),
+            numbers="<numbers>/comparison.json",
+        log:
+            notebook="logs/notebooks/<campaign>/comparison.ipynb",
+            console="logs/notebooks/<campaign>/comparison.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figures=STUDY.figures,
+            records=RECORDS,
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: whole against sampled generations, and attention kernels, of campaign {STUDY.campaign}"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p records {params.records} -p tables {params.tables} "
+            "-p figures {params.figures} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
+# The study's own theory: about its model and the accelerators of config/, whatever the campaign measured.
+rule theory:
     input:
-        notebook="workflow/notebooks/resolution.ipynb",
+        notebook="workflow/notebooks/theory.ipynb",
         configurations="<aggregated>/configurations.csv",
-        records=STUDY.measurements,
         models=STUDY.model_files,
+        configs=STUDY.study_files,
         code=STUDY.sources("analysis", "work"),
     output:
-        figures=multiext("<figures>/fig2", ".pdf", ".png", ".svg"),
-        tables=multiext("<tables>/table3", ".csv", ".tex"),
-        numbers="<numbers>/resolution.json",
+        tables=multiext(
+            "<tables>/",
+            *[
+                f"{name}{end}"
+                for name in ("table1", "table5", "table6", "table7", "table7b")
+                for end in (".csv", ".tex")
+            ],
+        ),
+        numbers="<numbers>/theory.json",
     log:
-        notebook="logs/notebooks/<campaign>/resolution.ipynb",
-        console="logs/notebooks/<campaign>/resolution.log",
+        notebook="logs/notebooks/<campaign>/theory.ipynb",
+        console="logs/notebooks/<campaign>/theory.log",
     conda:
         "../../envs/analysis.yaml"
     params:
         campaign=STUDY.campaign,
-        figure=lambda wildcards, output: output.figures[0].removesuffix(".pdf"),
-        table=lambda wildcards, output: output.tables[0].removesuffix(".csv"),
+        tables=lambda wildcards, output: Path(output.tables[0]).parent,
     message:
-        "Stage 4: figure 2 and table 3 of campaign {STUDY.campaign}"
+        "Stage 4: tables 1, 5, 6 and 7"
     shell:
         "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
-        "-p configurations {input.configurations} -p figure {params.figure} -p table {params.table} "
-        "-p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+        "-p configurations {input.configurations} -p tables {params.tables} -p numbers {output.numbers} "
+        "{input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
+ANALYSES = [getattr(rules, name).output for name in STUDY.analyses]
 
 
 rule figures:
     input:
-        rules.resolution.output.figures,
+        [output.figures for output in ANALYSES if hasattr(output, "figures")],
     localrule: True
 
 
 rule tables:
     input:
-        rules.resolution.output.tables,
+        [output.tables for output in ANALYSES],
         rules.meter.output,
     localrule: True

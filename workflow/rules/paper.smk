@@ -1,7 +1,7 @@
 # The paper: every number of its text comes from one file, made by one rule.
 rule numbers:
     input:
-        rules.resolution.output.numbers,
+        [output.numbers for output in ANALYSES],
     output:
         "<numbers>.json",
     log:

@@ -559,13 +559,16 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
     experiment = load_experiment(root, campaign, key)
     model = load_model(root, experiment.model)
     base = base_configuration(experiment, model, campaign.seed)
-    common = protocol_settings(settings, campaign)
+    common = _laid_protocols(
+        protocol_settings(settings, campaign),
+        experiment.protocols,
+        campaign,
+        f"{_place(campaign, key, 'protocols')}, protocols",
+    )
     found: dict[tuple[str, Protocol], Listed] = {}
-    listing = f"config/experiments/{key}.yaml, vary"
-    if "vary" in campaign.experiments[key]:
-        listing = f"config/campaigns/{campaign.key}.yaml, experiments.{key}.vary"
+    separator = "." if "vary" in campaign.experiments[key] else ", "
     for index, entry in enumerate(experiment.vary):
-        where = f"{listing}[{index}]"
+        where = f"{_place(campaign, key, 'vary')}{separator}vary[{index}]"
         varied = entry.model_dump(exclude_none=True, include=set(Variation.model_fields))
         configuration = base.model_copy(update=varied)
         check_runnable(configuration, model, where)
@@ -573,8 +576,29 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
         name, protocol = configuration.id(base), entry.protocol or experiment.protocol
         if (name, protocol) in found:
             raise UserError(f"{name} is listed twice", where=where, remedy="remove one of the two")
-        own = merged(experiment.protocols, entry.protocols)
-        protocols = parse(ProtocolSettings, merged(common.model_dump(), own), f"{where}, protocols")
+        protocols = _laid_protocols(common, entry.protocols, campaign, f"{where}, protocols")
         passes = entry.passes or experiment.passes or campaign.passes
         found[name, protocol] = Listed(name, configuration, protocol, protocols, passes)
     return list(found.values())
+
+
+def _place(campaign: Campaign, experiment: str, key: str) -> str:
+    """Where ``key`` of an experiment is written: in the campaign's file or in the experiment's own."""
+    if key in campaign.experiments[experiment]:
+        return f"config/campaigns/{campaign.key}.yaml, experiments.{experiment}"
+    return f"config/experiments/{experiment}.yaml"
+
+
+def _laid_protocols(
+    base: ProtocolSettings, own: Mapping[str, Any], campaign: Campaign, where: str
+) -> ProtocolSettings:
+    """``base`` with the values of ``own``; what the meter is started with cannot be among them."""
+    laid = parse(ProtocolSettings, merged(base.model_dump(), own), where)
+    for name in ("poll_s", "sample_hz"):  # one meter runs through a batch
+        if getattr(laid, name) != getattr(base, name):
+            raise UserError(
+                f"{name} cannot differ within a campaign: one meter runs through a whole batch",
+                where=where,
+                remedy=f"set it in config/campaigns/{campaign.key}.yaml, protocols",
+            )
+    return laid

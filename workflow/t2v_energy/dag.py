@@ -16,6 +16,9 @@ from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import is_sealed, sealed_records
 from t2v_energy.plan import Plan, make_plan, raw_folder
 
+SWEEP_FIGURES = {"resolution": "fig2", "frames": "fig3", "steps": "fig4"}
+"""The study's figure of each of its sweeps; analysis/sweep_figure.py draws them."""
+
 
 @dataclass(frozen=True)
 class Dag:
@@ -73,6 +76,32 @@ class Dag:
         campaign = self.plan.campaign
         models = {load_experiment(self.root, campaign, key).model for key in campaign.experiments}
         return [f"config/models/{key}.yaml" for key in sorted(models)] + ["config/accelerators.yaml"]
+
+    def has(self, experiment: str) -> bool:
+        """Whether the campaign has this experiment."""
+        return experiment in self.plan.campaign.experiments
+
+    @property
+    def sweep_figures(self) -> list[str]:
+        """Figures of the study's sweeps that the campaign measures."""
+        return [figure for experiment, figure in SWEEP_FIGURES.items() if self.has(experiment)]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the campaign has what notebook ``comparison`` is about."""
+        return any(map(self.has, ("validation", "steps", "kernels")))
+
+    @property
+    def analyses(self) -> list[str]:
+        """Rules of stage 4 that the campaign has data for, each named as its notebook."""
+        sweeps = ["sweeps", "scaling", "breakdown"] if self.sweep_figures else []
+        return [*sweeps, *(["comparison"] if self.compares else []), "theory"]
+
+    @property
+    def study_files(self) -> list[str]:
+        """Configuration of the study's own model and sweeps, which its theory is held against."""
+        experiments = [f"config/experiments/{key}.yaml" for key in SWEEP_FIGURES]
+        return ["config/campaigns/h200.yaml", "config/models/wan2.1-t2v-1.3b.yaml", *experiments]
 
     @property
     def unsealed_pattern(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,7 +35,8 @@ class Facts:
         kernels: the attention kernels that ran in the denoiser.
         power_limit_W: the board's power limit.
         versions: version by package (torch, cuda, cudnn, diffusers, codecarbon, …).
-        protocol_settings: the records' own copy of them; the same in all records.
+        protocol_settings: the records' own copy of them; what most records have, since single entries of an
+            experiment may be measured in another way (larger sizes with fewer generations).
         measuring_s: from the first window's start to the last one's end, summed over the records (s).
         measuring_Wh: what the energy counter rose by from its first kept tick to its last, summed (Wh).
         tick_s: median time between two changes of the counter (s).
@@ -86,7 +88,7 @@ def read_facts(folder: str, root: Path = Path()) -> Facts:
     Reads the JSON without checking it whole again: stage 3 did.
 
     Raises:
-        UserError: there is no record, or the records were made with different protocols or GPUs.
+        UserError: there is no record, or the records were made on GPUs with different power limits.
     """
     path = root / folder
     records = [json.loads(file.read_text(encoding="utf-8")) for file in record_paths(path)]
@@ -110,7 +112,7 @@ def read_facts(folder: str, root: Path = Path()) -> Facts:
             name: _joined(e["versions"].get(name, "") for e in environments)
             for name in sorted({name for e in environments for name in e["versions"]})
         },
-        protocol_settings=_settings(records, path),
+        protocol_settings=_settings(records),
         measuring_s=sum(w["end_s"][-1] - w["start_s"][0] for w in windows),
         measuring_Wh=_counted_Wh(ticks),
         # Ticks are kept around windows only; the median ignores the pauses between them.
@@ -137,14 +139,10 @@ def _single(values: set[float], what: str, folder: Path) -> float | None:
     return values.pop() if values else None
 
 
-def _settings(records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = records[0]["protocol_settings"]
-    if any(r["protocol_settings"] != settings for r in records):
-        raise UserError(
-            "the records were made with different protocol settings",
-            where=str(folder),
-            remedy="keep them in different campaigns",
-        )
+def _settings(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those of the most records: an experiment may measure single entries in another way."""
+    counted = Counter(json.dumps(r["protocol_settings"], sort_keys=True) for r in records)
+    settings: dict[str, Any] = json.loads(counted.most_common(1)[0][0])
     return settings
 
 

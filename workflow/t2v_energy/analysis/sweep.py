@@ -1,4 +1,4 @@
-"""Measured sweeps with what theory says of them: the rows of one experiment, counts of work, efficiencies.
+"""Measured sweeps with what theory says of them: the rows of an experiment, counts of work, efficiencies.
 
 Theory is latency = F / (µ Θ) and energy = P_max · latency (the study's sections 3.4 and 3.5), with F from one
 of two counts of FLOP: ``study``, the formula with its constants as printed, and ``true``, what the
@@ -7,7 +7,8 @@ architecture executes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import hypot, log, sqrt
 from pathlib import Path
@@ -28,6 +29,31 @@ J_PER_WH = 3600.0
 LATENT_PIXELS = 16  # pixels of a token's side: sizes are multiples of it
 CURVE_POINTS = 160
 CONFIDENCE = 0.95
+FRAME_STRIDE = 4  # a video has 4k + 1 frames
+VAE_TILING = "vae-tiling"
+
+
+@dataclass(frozen=True)
+class Varied:
+    """What a set of points varies.
+
+    Attributes:
+        column: of :attr:`Sweep.rows`.
+        label: of a figure's axis.
+        scale: how many of the column's units make one of the label's.
+    """
+
+    column: str
+    label: str
+    scale: float = 1.0
+
+
+SETS: Mapping[str, Varied] = {
+    "resolution": Varied("pixels", "Pixels of a frame (megapixels)", 1e6),
+    "frames": Varied("num_frames", "Frames of the video"),
+    "steps": Varied("num_inference_steps", "Denoising steps"),
+}
+"""The study's three sweeps (sections 5.1.1 to 5.1.3; figures 2 to 4), by experiment."""
 
 
 # --- the two counts -----------------------------------------------------------------------------------------
@@ -47,20 +73,37 @@ def count_work(
 
 
 def flop_curve(
-    count: Count, model: ModelFile, pixels: tuple[float, float], num_frames: int, num_inference_steps: int
+    count: Count, model: ModelFile, column: str, ends: tuple[int, int], fixed: Mapping[str, int]
 ) -> pd.DataFrame:
-    """FLOP by operator over a geometric grid of ``pixels`` (from, to): columns ``pixels`` and the operators.
+    """FLOP by operator along one axis of a sweep: columns ``column`` and the operators.
 
-    Each point is a strip 16 pixels high with the wanted area, which has the work of any other shape of that
-    area.
+    Args:
+        count, model: as for :func:`count_work`.
+        column: ``pixels``, ``num_frames`` or ``num_inference_steps``.
+        ends: least and largest value of it.
+        fixed: the others of ``height``, ``width``, ``num_frames`` and ``num_inference_steps``.
+
+    Pixels are a geometric grid of strips 16 pixels high: a strip has the work of any other shape of its area.
+    Frames are all lengths 4k + 1, the only ones that the pipeline makes.
     """
-    low, high = (round(value / LATENT_PIXELS**2) for value in pixels)
-    tokens = np.unique(np.geomspace(max(low, 1), max(high, 1), CURVE_POINTS).round().astype(int))
     rows = []
-    for n in tokens.tolist():
-        strip = count_work(count, model, LATENT_PIXELS, LATENT_PIXELS * n, num_frames, num_inference_steps)
-        rows.append({"pixels": n * LATENT_PIXELS**2, **strip.flop})
+    for value in _grid(column, ends):
+        varied = (
+            {"height": LATENT_PIXELS, "width": value // LATENT_PIXELS}
+            if column == "pixels"
+            else {column: value}
+        )
+        rows.append({column: value, **count_work(count, model, **(dict(fixed) | varied)).flop})
     return pd.DataFrame(rows)
+
+
+def _grid(column: str, ends: tuple[int, int]) -> list[int]:
+    unit = LATENT_PIXELS**2 if column == "pixels" else 1
+    low, high = (max(round(value / unit), 1) for value in ends)
+    if column == "num_frames":
+        return list(range(low, high + 1, FRAME_STRIDE))
+    grid = np.unique(np.geomspace(low, high, CURVE_POINTS).round().astype(int))
+    return [unit * int(value) for value in grid]
 
 
 # --- one efficiency µ ---------------------------------------------------------------------------------------
@@ -75,6 +118,7 @@ class Efficiency:
         low, high: 95 % interval, of the slope's t-interval.
         r2: 1 − residual / total sum of squares of latency about its mean.
         n: points.
+        heaviest_percent: the largest point's part of the sum of squared FLOP: its weight in the slope.
     """
 
     value: float
@@ -82,6 +126,7 @@ class Efficiency:
     high: float
     r2: float
     n: int
+    heaviest_percent: float
 
 
 def fit_efficiency(flop: ArrayLike, latency_s: ArrayLike, peak_FLOP_per_s: float) -> Efficiency:
@@ -110,6 +155,7 @@ def fit_efficiency(flop: ArrayLike, latency_s: ArrayLike, peak_FLOP_per_s: float
         high=1 / ((slope - half) * peak_FLOP_per_s) if slope > half else float("inf"),
         r2=1 - residual / total if total else 1.0,
         n=x.size,
+        heaviest_percent=100 * float(np.max(x) ** 2 / (x @ x)),
     )
 
 
@@ -149,16 +195,45 @@ class Predictor:
 class Sweep:
     """The measured rows of one experiment with what theory needs to know of them.
 
+    A row with the intervention ``vae-tiling`` counts with the work of the plain decoder, although tiles that
+    overlap do up to 1.78 times the decoder's work: :attr:`tiled` marks it.
+
     Attributes:
-        rows: rows of configurations.csv with status ``ok``, by rising ``pixels`` (a frame's, added here).
+        rows: rows of configurations.csv with status ``ok``, by rising ``pixels`` (a frame's, added here),
+            height, frames and steps.
         model, accelerator: the campaign's.
         source: path of the table, as it was given.
+        experiment: the experiment; one of :data:`SETS` where a figure is made of it.
+        failed: rows of the experiment with another status, such as ``out_of_memory``.
     """
 
     rows: pd.DataFrame
     model: ModelFile
     accelerator: Accelerator
     source: str
+    experiment: str = "resolution"
+    failed: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def varied(self) -> Varied:
+        """What the sweep varies.
+
+        Raises:
+            UserError: the experiment is none of :data:`SETS`.
+        """
+        if self.experiment not in SETS:
+            raise UserError(
+                f"experiment {self.experiment!r} is no sweep",
+                where=self.source,
+                remedy=f"use one of {', '.join(SETS)}",
+            )
+        return SETS[self.experiment]
+
+    @property
+    def tiled(self) -> pd.Series:
+        """Whether each row's VAE decoded in tiles."""
+        # without any intervention the column is read as numbers, all NaN
+        return self.rows["intervention"].map(lambda i: isinstance(i, str) and VAE_TILING in i.split("+"))
 
     def flop(self, count: Count) -> pd.DataFrame:
         """FLOP by operator of each row."""
@@ -175,31 +250,33 @@ class Sweep:
             int(row["num_inference_steps"]),
         )
 
+    def curve(self, count: Count) -> pd.DataFrame:
+        """FLOP by operator over the sweep's own range of what it varies (:func:`flop_curve`).
+
+        Raises:
+            UserError: the rows differ in something else, too; take one of :attr:`by_size`.
+        """
+        column = self.varied.column
+        held = {"num_frames", "num_inference_steps"} | ({"height", "width"} if column != "pixels" else set())
+        values = self.rows[column]
+        fixed = {name: self.fixed(name) for name in sorted(held - {column})}
+        return flop_curve(count, self.model, column, (int(values.min()), int(values.max())), fixed)
+
     @cached_property
     def predictors(self) -> dict[str, Predictor]:
-        """The three predictors of table 3; the last two have µ fitted to these very rows."""
-        peak = self.accelerator.peak_bf16_dense_TFLOPs * 1e12
-        power = self.accelerator.board_power_W
-        found = {
-            "paper": Predictor("paper", "study", paper.EFFICIENCY, paper.PEAK_FLOP_PER_S, paper.MAX_POWER_W)
-        }
-        fitted: tuple[tuple[str, Count], ...] = (("paper_refitted", "study"), ("single_mu", "true"))
-        for key, count in fitted:
-            fit = fit_efficiency(self.flop(count).sum(axis=1), self.rows["latency_s"], peak)
-            found[key] = Predictor(key, count, fit.value, peak, power, fit)
-        return found
+        """The predictors of :func:`fit_predictors`, µ fitted to these rows alone."""
+        return fit_predictors([self])
 
-    def predicted(self, key: str, quantity: str) -> pd.Series:
+    def predicted(self, predictor: Predictor, quantity: str) -> pd.Series:
         """Predictions of ``latency_s`` or ``gpu_energy_Wh`` for every row by one predictor."""
-        predictor = self.predictors[key]
         flop = self.flop(predictor.count).sum(axis=1)
         return pd.Series(getattr(predictor, quantity)(flop), self.rows.index)
 
     @cached_property
     def boards(self) -> dict[str, Sweep]:
-        """By GPU UUID, the sweep as that board alone measured it: its sizes, and the mean of its passes.
+        """By GPU UUID, the sweep as that board alone measured it: its rows, and the mean of its passes.
 
-        Those with more sizes come first.  Only latency and GPU energy are the board's own, and their
+        Those with more rows come first.  Only latency and GPU energy are the board's own, and their
         intervals are unknown (NaN).
         """
         rows: dict[str, list[pd.Series]] = {}
@@ -210,9 +287,17 @@ class Sweep:
                 own |= {f"{q}_ci95": float("nan") for q in values}
                 rows.setdefault(uuid, []).append(row.drop(list(own)).combine_first(pd.Series(own)))
         ordered = sorted(rows, key=lambda uuid: (-len(rows[uuid]), uuid))
+        return {uuid: replace(self, rows=pd.DataFrame(rows[uuid]).infer_objects()) for uuid in ordered}
+
+    @cached_property
+    def by_size(self) -> dict[tuple[int, int], Sweep]:
+        """By height and width, the rows of each size, in the order of the rows."""
+        sides = ["height", "width"]
         return {
-            uuid: Sweep(pd.DataFrame(rows[uuid]).infer_objects(), self.model, self.accelerator, self.source)
-            for uuid in ordered
+            (int(height), int(width)): replace(
+                self, rows=self.rows[(self.rows["height"] == height) & (self.rows["width"] == width)]
+            )
+            for height, width in self.rows[sides].drop_duplicates().to_numpy()
         }
 
     @property
@@ -231,24 +316,62 @@ class Sweep:
             raise UserError(
                 f"the rows differ in {column}: {', '.join(map(str, values))}",
                 where=self.source,
-                remedy="a sweep over resolution holds it fixed",
+                remedy=f"take rows of one {column}",
             )
         return int(values[0])
 
-    def at(self, height: int, width: int) -> pd.Series | None:
-        """The row of one size; None where it was not measured.
+    def at(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+    ) -> pd.Series | None:
+        """The row with the given values (None: any); None where it was not measured.
 
         Raises:
-            UserError: the size has several rows.
+            UserError: there are several.
         """
-        found = self.rows[(self.rows["height"] == height) & (self.rows["width"] == width)]
+        wanted = {"height": height, "width": width, "num_frames": num_frames}
+        wanted["num_inference_steps"] = num_inference_steps
+        given = {column: value for column, value in wanted.items() if value is not None}
+        found = self.rows
+        for column, value in given.items():
+            found = found[found[column] == value]
         if len(found) > 1:
+            values = ", ".join(f"{column} {value}" for column, value in given.items())
             raise UserError(
-                f"{height}×{width} has {len(found)} rows",
+                f"there are {len(found)} rows with {values or 'any values'}",
                 where=self.source,
-                remedy="select one protocol and kernel",
+                remedy="give more of size, frames and steps; select one protocol and kernel",
             )
         return found.iloc[0] if len(found) else None
+
+
+def fit_predictors(sweeps: Iterable[Sweep]) -> dict[str, Predictor]:
+    """The three predictors of table 3; the last two have ONE µ, fitted to all rows of all ``sweeps``.
+
+    As the study did it: "linear regression of measured latencies against theoretical FLOPs across our
+    experiments" (section 3.4), through the origin (:func:`fit_efficiency`).  A configuration that several
+    sweeps measured (720×1280, 81 frames, 50 steps) is a point of each of them.
+
+    Raises:
+        UserError: no sweeps, or sweeps of different accelerators; fewer than two rows.
+    """
+    found = list(sweeps)
+    if not found or any(sweep.accelerator != found[0].accelerator for sweep in found):
+        raise UserError("µ needs measured sweeps of one accelerator", remedy="give sweeps of one campaign")
+    peak, power = found[0].accelerator.peak_bf16_dense_TFLOPs * 1e12, found[0].accelerator.board_power_W
+    predictors = {
+        "paper": Predictor("paper", "study", paper.EFFICIENCY, paper.PEAK_FLOP_PER_S, paper.MAX_POWER_W)
+    }
+    fitted: tuple[tuple[str, Count], ...] = (("paper_refitted", "study"), ("single_mu", "true"))
+    latency_s = np.concatenate([sweep.rows["latency_s"].to_numpy(dtype=np.float64) for sweep in found])
+    for key, count in fitted:
+        flop = np.concatenate([sweep.flop(count).sum(axis=1).to_numpy() for sweep in found])
+        fit = fit_efficiency(flop, latency_s, peak)
+        predictors[key] = Predictor(key, count, fit.value, peak, power, fit)
+    return predictors
 
 
 def read_sweep(root: Path, campaign: str, configurations: Path, experiment: str = "resolution") -> Sweep:
@@ -259,21 +382,53 @@ def read_sweep(root: Path, campaign: str, configurations: Path, experiment: str 
             accelerator is unknown.
     """
     path = root / configurations
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
-    table = pd.read_csv(path)
-    rows = table[(table["experiment"] == experiment) & (table["status"] == "ok")].copy()
-    models = sorted(rows["model"].unique())
+    rows = _read_table(path)
+    rows = rows[rows["experiment"] == experiment]
+    good = rows[rows["status"] == "ok"].copy()
+    models = sorted(good["model"].unique())
     if len(models) != 1:
         raise UserError(
-            f"experiment {experiment!r} has {len(rows)} measured rows of {len(models)} models",
+            f"experiment {experiment!r} has {len(good)} measured rows of {len(models)} models",
             where=str(path),
             remedy="measure the experiment with one model",
         )
-    rows["pixels"] = rows["height"] * rows["width"]
-    rows = rows.sort_values(["pixels", "height"], kind="stable").reset_index(drop=True)
+    good["pixels"] = good["height"] * good["width"]
+    order = ["pixels", "height", "num_frames", "num_inference_steps"]
+    good = good.sort_values(order, kind="stable").reset_index(drop=True)
     accelerator = load_accelerator(root, load_campaign(root, campaign).accelerator)
-    return Sweep(rows, load_model(root, models[0]), accelerator, str(configurations))
+    failed = rows[rows["status"] != "ok"].reset_index(drop=True)
+    return Sweep(good, load_model(root, models[0]), accelerator, str(configurations), experiment, failed)
+
+
+def read_sweeps(root: Path, campaign: str, configurations: Path) -> dict[str, Sweep]:
+    """Those of :data:`SETS` of which ``configurations`` has measured rows, in that order.
+
+    Raises:
+        UserError: as :func:`read_sweep`; there is none of them.
+    """
+    path = root / configurations
+    table = _read_table(path)
+    measured = set(table.loc[table["status"] == "ok", "experiment"])
+    found = [experiment for experiment in SETS if experiment in measured]
+    if not found:
+        raise UserError(
+            f"none of the experiments {', '.join(SETS)} has a measured row",
+            where=str(path),
+            remedy="measure one of them",
+        )
+    return {experiment: read_sweep(root, campaign, configurations, experiment) for experiment in found}
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
+    return pd.read_csv(path)
+
+
+def row_label(row: pd.Series) -> str:
+    """How a row of configurations.csv is named as a source: experiment, configuration, protocol, kernel."""
+    parts = (row["experiment"], row["configuration_id"], row["protocol"], row["attention_kernel"])
+    return " ".join(str(part) for part in parts)
 
 
 def pass_means(row: pd.Series, column: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Cost against resolution: the study's formula and the true work beside the measurements (figure 2).
+"""Figures 2 to 4: cost against resolution, frames and steps, measured and by theory stacked by operator.
 
 Both counts of FLOP depend on height and width only through their product (tokens are H/16 · W/16 a latent
 frame, and the VAE works on H·W), so curves over pixels hold for every aspect ratio.
@@ -6,7 +6,7 @@ frame, and the VAE works on H·W), so curves over pixels hold for every aspect r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,198 +15,343 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from t2v_energy.analysis import style
-from t2v_energy.analysis.sweep import Count, Predictor, Sweep, flop_curve, half_bars
+from t2v_energy.analysis.sweep import SETS, Count, Predictor, Sweep, half_bars, pass_means
 from t2v_energy.work import OPERATORS
 
-ERROR_TICK_PERCENT = 20
-MEGAPIXEL_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-_DASHES = (0, (4, 2))
+FIGURES: Mapping[str, str] = {"resolution": "fig2", "frames": "fig3", "steps": "fig4"}
+"""File name of each set's figure."""
+
 COUNT_TITLES: Mapping[Count, str] = {
     "study": "The study's formula, as printed",
     "true": "The true architecture",
+}
+LOGARITHMIC_STRIPS: Mapping[str, tuple[float, ...]] = {
+    "resolution": (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    "steps": (1, 2, 5, 10, 20, 50, 100, 200),
+}
+"""Sets whose error strips have a logarithmic axis, with its ticks: many of their points are small."""
+
+INSET_MEGAPIXELS = 2.0
+"""What an inset of figure 2 shows enlarged where the whole goes far beyond."""
+INSET_MIN_RANGE = 2.0  # times INSET_MEGAPIXELS
+INSET_PLACE = (0.125, 0.35, 0.46, 0.59)  # of the panel: where a convex curve leaves room
+
+_HEIGHT_INCH = 7.1
+_FEW = 2  # columns of panels that leave each room for an axis label of its own
+_DASHES = (0, (4, 2))
+_PASS_MARKER: Mapping[str, Any] = {
+    "marker": "o",
+    "linestyle": "none",
+    "markerfacecolor": "none",
+    "markeredgecolor": style.MEASURED_COLOUR,
+    "markeredgewidth": 0.5,
+    "markersize": 4.2,
 }
 
 
 @dataclass(frozen=True)
 class _Column:
-    """One column of panels: a quantity, its axis label, and whether theory predicts it."""
+    """One column of panels: some rows of a sweep and one quantity of them.
 
+    Attributes:
+        sweep: the rows to show.
+        quantity: a column of configurations.csv.
+        label: of the vertical axis; empty where the column to the left has it.
+        theory: whether theory predicts the quantity.
+        size: height × width to write into the panel; empty where the figure has one size or all.
+    """
+
+    sweep: Sweep
     quantity: str
     label: str
     theory: bool
+    size: str = ""
+
+    @property
+    def x(self) -> pd.Series:
+        """What the sweep varies, in units of the axis."""
+        varied = self.sweep.varied
+        values: pd.Series = self.sweep.rows[varied.column] / varied.scale
+        return values
+
+    @property
+    def y(self) -> pd.Series:
+        """The measured quantity."""
+        return self.sweep.rows[self.quantity]
+
+    @property
+    def half(self) -> pd.Series:
+        """Half-lengths of its bars."""
+        if self.theory:
+            return half_bars(self.sweep.rows, self.quantity)
+        return self.sweep.rows[f"{self.quantity}_ci95"].fillna(0)
+
+    def passes(self) -> tuple[list[float], list[float], list[Any]]:
+        """Place, mean and row label of each pass, of rows that have several."""
+        x, y, labels = [], [], []
+        for label, row in self.sweep.rows.iterrows():
+            means = pass_means(row, self.quantity) if f"{self.quantity}_pass_means" in row else []
+            if len(means) > 1:
+                x += [float(self.x[label])] * len(means)  # type: ignore[call-overload]
+                y += means
+                labels += [label] * len(means)
+        return x, y, labels
 
 
-def figure_resolution(sweep: Sweep) -> Figure:
-    """Figure 2: latency and GPU energy against pixels, theory stacked by operator, measurements as points.
+def figure_sweep(sweep: Sweep, predictors: Mapping[str, Predictor]) -> Figure:
+    """Figure 2, 3 or 4, by the sweep's experiment: latency and GPU energy against what it varies.
 
-    The panels are linear, as in the study; the strips of errors have a logarithmic axis of pixels, so that
-    the many small sizes are as legible as the few large ones.
+    Rows of panels: the study's formula and the true architecture, each at the µ of ``predictors`` (written
+    above the row), stacked by operator, with the measurements as points and bars (:func:`half_bars`) and the
+    mean of each pass as a small open circle.  Below each panel, a strip with the theory's signed error in
+    percent of the measurement.  The panels are linear, as in the study; strips over pixels and steps are
+    logarithmic, so that the many small values are as legible as the few large ones, and where sizes go far
+    beyond :data:`INSET_MEGAPIXELS` an inset shows what is below.  The dashed line is the study's model with
+    its own constants.  Figure 4 has one column of panels a size and quantity.  Where a campaign has no GPU
+    energy, the CPU's is shown, without theory.
 
-    Rows: the study's formula and the true architecture, each at the µ fitted to these measurements (written
-    in the panel), with the theory's error in percent of the measurement in a strip below.  The dashed line
-    is the study's model with its own constants.  Bars are those of :func:`half_bars`.  Where a campaign has
-    no GPU energy, the right column shows the CPU's, without theory.
+    Raises:
+        UserError: the experiment is none of the study's sweeps, or its rows differ in something else than
+            what it varies.
     """
     style.apply()
-    columns = (_Column("latency_s", "Latency of one video (s)", True), _energy_column(sweep))
-    figure = Figure(
-        figsize=(style.TEXT_WIDTH_INCH, 6.9)
-    )  # not pyplot's: nothing to close, nothing shown twice
-    grid: Any = figure.subplots(
-        5,
-        2,
-        squeeze=False,
-        gridspec_kw={"height_ratios": (3.0, 1.5, 0.01, 3.0, 1.5)},
-    )
-    for axes in grid[2]:  # only room for the second row's title
-        axes.remove()
-    grid = grid[[0, 1, 3, 4]]
-    predictors = (sweep.predictors["paper_refitted"], sweep.predictors["single_mu"])
-    for panels, strips, predictor in zip(grid[::2], grid[1::2], predictors, strict=True):
-        panels[0].set_title(COUNT_TITLES[predictor.count], loc="left", fontweight="bold")
+    columns = _columns(sweep)
+    # Not pyplot's figure: nothing to close, nothing shown twice.
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, _HEIGHT_INCH))
+    grid = _grid(figure, columns)
+    shown = (predictors["paper_refitted"], predictors["single_mu"])
+    for panels, strips, predictor in zip(grid[::2], grid[1::2], shown, strict=True):
+        panels[0].set_title(
+            _title(predictor, any(c.quantity == "gpu_energy_Wh" for c in columns)),
+            loc="left",
+            fontweight="bold",
+        )
         for axes, strip, column in zip(panels, strips, columns, strict=True):
-            _panel(axes, sweep, column, predictor)
-            _error_strip(strip, sweep, column, predictor)
-    _scales(grid, columns, _megapixels(sweep))
-    _legend(figure, sweep)
+            _panel(axes, column, predictor, predictors["paper"])
+            _error_strip(strip, column, predictor)
+    _scales(grid, columns)
+    for panels, predictor in zip(grid[::2], shown, strict=True):
+        for axes, column in zip(panels, columns, strict=True):
+            _inset(axes, column, predictor, predictors["paper"])
+    _legend(figure, sweep, predictors["paper"])
     figure.align_ylabels(grid)
-    figure.subplots_adjust(left=0.085, right=0.995, bottom=0.14, top=0.972, wspace=0.21, hspace=0.33)
     return figure
 
 
-def _energy_column(sweep: Sweep) -> _Column:
-    if sweep.has_gpu_energy:
-        return _Column("gpu_energy_Wh", "GPU energy of one video (Wh)", True)
-    kinds = " + ".join(sorted(set(sweep.rows["cpu_energy_Wh_kind"].dropna()))) or "unknown"
-    return _Column("cpu_energy_Wh", f"CPU energy ({kinds}), Wh", False)
+def _grid(figure: Figure, columns: Sequence[_Column]) -> Any:
+    """Axes by row (panel, strip, panel, strip) and column.
 
-
-def _megapixels(sweep: Sweep) -> pd.Series:
-    return sweep.rows["pixels"] / 1e6
-
-
-def _scales(grid: Any, columns: tuple[_Column, ...], megapixels: pd.Series) -> None:
-    """The same scale for every panel of a column, and for every error strip."""
-    low = min(axes.get_ylim()[0] for axes in grid[1::2].flat)
-    high = max(axes.get_ylim()[1] for axes in grid[1::2].flat)
+    Columns without a label of their own stand close to the one that they share it with.
+    """
+    narrow = len(columns) > _FEW
+    widths, places = [], []
     for place, column in enumerate(columns):
-        top = max(axes.get_ylim()[1] for axes in grid[::2, place])
-        for panel, strip in zip(grid[::2, place], grid[1::2, place], strict=True):
-            panel.set_ylim(0, 1.06 * top)  # room for the note
-            panel.set_ylabel(column.label)
-            strip.set_ylim(low, high)
-            strip.set_ylabel("Error (%)")
-            strip.yaxis.set_major_locator(MultipleLocator(ERROR_TICK_PERCENT))
-            panel.set_xlim(0, megapixels.max() * 1.04)
-            panel.xaxis.set_major_locator(MaxNLocator(6))
-            strip.set_xscale("log")
-            strip.set_xlim(megapixels.min() / 1.08, megapixels.max() * 1.08)
-            strip.xaxis.set_major_locator(FixedLocator(MEGAPIXEL_TICKS))
-            strip.xaxis.set_minor_locator(NullLocator())
-            strip.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        grid[-1, place].set_xlabel("Pixels of a frame (megapixels)")
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
+        if narrow and column.label and place:
+            widths.append(0.28)
+        places.append(len(widths))
+        widths.append(1.0)
+    # Of the thin row in the middle there is only the room for a title.
+    ratios: dict[str, Any] = {"height_ratios": (3.0, 1.5, 0.01, 3.0, 1.5), "width_ratios": widths}
+    whole: Any = figure.subplots(5, len(widths), squeeze=False, gridspec_kw=ratios)
+    kept = whole[[0, 1, 3, 4]][:, places]
+    for axes in set(whole.flat) - set(kept.flat):
+        axes.remove()
+    wspace = 0.14 if narrow else 0.26
+    figure.subplots_adjust(left=0.093, right=0.992, bottom=0.115, top=0.972, wspace=wspace, hspace=0.33)
+    return kept
 
 
-def _panel(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> None:
-    rows, megapixels = sweep.rows, _megapixels(sweep)
-    half = half_bars(rows, column.quantity) if column.theory else rows[f"{column.quantity}_ci95"].fillna(0)
-    if column.theory:
-        _stack(axes, sweep, column, predictor)
-    axes.errorbar(
-        megapixels,
-        rows[column.quantity],
-        yerr=half,
-        fmt="o",
-        color=style.MEASURED_COLOUR,
-        markersize=3.2,
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-        elinewidth=0.9,
-        zorder=5,
-    )
-    note = _note(predictor, column) if column.theory else "no theory: the model is of the GPU"
-    axes.text(0.03, 0.95, note, transform=axes.transAxes, va="top", ha="left", fontsize=7, linespacing=1.35)
+def _columns(sweep: Sweep) -> list[_Column]:
+    energy, energy_label, theory = _energy(sweep)
+    quantities = (("latency_s", "Latency of a video (s)", True), (energy, energy_label, theory))
+    if sweep.varied.column == "pixels":
+        return [_Column(sweep, *quantity) for quantity in quantities]
+    sizes = sweep.by_size
+    return [
+        _Column(part, quantity, label if place == 0 else "", has_theory, f"{height}×{width}")
+        for quantity, label, has_theory in quantities
+        for place, ((height, width), part) in enumerate(sizes.items())
+    ]
 
 
-def _note(predictor: Predictor, column: _Column) -> str:
+def _energy(sweep: Sweep) -> tuple[str, str, bool]:
+    if sweep.has_gpu_energy:
+        return "gpu_energy_Wh", "GPU energy of a video (Wh)", True
+    kinds = " + ".join(sorted(set(sweep.rows["cpu_energy_Wh_kind"].dropna()))) or "unknown"
+    return "cpu_energy_Wh", f"CPU energy ({kinds}), Wh", False
+
+
+def _title(predictor: Predictor, with_energy: bool) -> str:
     fit = predictor.fit
-    assert fit is not None  # both panels show a fitted µ
-    note = f"µ = {fit.value:#.3g}, fitted here\n(95 % CI {fit.low:#.3g} to {fit.high:#.3g})"
-    if column.quantity == "gpu_energy_Wh":
-        note += f"\nat a constant {predictor.power_W:.0f} W"
-    return note
+    assert fit is not None  # both rows show a fitted µ
+    value, low, high = (f"{number:#.3g}".rstrip(".") for number in (fit.value, fit.low, fit.high))
+    power = f", {predictor.power_W:.0f} W" if with_energy else ""
+    return f"{COUNT_TITLES[predictor.count]}: µ = {value} (95 % CI {low} to {high}){power}"
 
 
-def _stack(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> None:
-    pixels = (sweep.rows["pixels"].min(), sweep.rows["pixels"].max())
-    frames, steps = sweep.fixed("num_frames"), sweep.fixed("num_inference_steps")
-    curve = flop_curve(predictor.count, sweep.model, pixels, frames, steps)
-    cost = getattr(predictor, column.quantity)
-    megapixels = curve["pixels"] / 1e6
+# --- panels -------------------------------------------------------------------------------------------------
+
+
+def _panel(axes: Axes, column: _Column, predictor: Predictor, printed: Predictor) -> None:
+    if column.theory:
+        _stack(axes, column, predictor, printed)
+    _points(axes, column)
+    note = [column.size] if column.size else []
+    if not column.theory:
+        note.append("no theory: the model is of the GPU")
+    axes.text(0.04, 0.95, "\n".join(note), transform=axes.transAxes, va="top", ha="left", fontsize=7)
+
+
+def _points(axes: Axes, column: _Column) -> None:
+    """The mean of the passes with bars, and each pass; rows whose VAE worked in tiles are squares."""
+    if column.theory:
+        x, y, _ = column.passes()
+        axes.plot(x, y, zorder=6, **_PASS_MARKER)
+    _bars(axes, column, column.y, column.half, size=2.6)
+
+
+def _bars(axes: Axes, column: _Column, y: pd.Series, half: pd.Series, size: float) -> None:
+    tiled = column.sweep.tiled
+    for rows, marker, larger in ((~tiled, "o", 1.0), (tiled, "s", 1.5)):
+        if rows.any():
+            axes.errorbar(
+                column.x[rows],
+                y[rows],
+                yerr=half[rows],
+                fmt=marker,
+                color=style.MEASURED_COLOUR,
+                markersize=size * larger,
+                markeredgewidth=0,
+                elinewidth=0.9,
+                zorder=5,
+            )
+
+
+def _stack(axes: Axes, column: _Column, predictor: Predictor, printed: Predictor) -> None:
+    varied, sweep = column.sweep.varied, column.sweep
+    curve = sweep.curve(predictor.count)
+    x, cost = curve[varied.column] / varied.scale, getattr(predictor, column.quantity)
     axes.stackplot(
-        megapixels,
+        x,
         [cost(curve[operator]) for operator in OPERATORS],
         colors=[style.OPERATOR_COLOURS[operator] for operator in OPERATORS],
         linewidth=0,
     )
-    if predictor.count == "study" and not sweep.accelerator.nominal:
-        printed = sweep.predictors["paper"]
-        axes.plot(
-            megapixels,
-            getattr(printed, column.quantity)(curve[list(OPERATORS)].sum(axis=1)),
-            linestyle=_DASHES,
-            color=style.PRINTED_COLOUR,
-        )
+    if predictor.count == printed.count and not sweep.accelerator.nominal:
+        total = getattr(printed, column.quantity)(curve[list(OPERATORS)].sum(axis=1))
+        axes.plot(x, total, linestyle=_DASHES, color=style.PRINTED_COLOUR)
 
 
-def _error_strip(axes: Axes, sweep: Sweep, column: _Column, predictor: Predictor) -> None:
-    """Signed error of the theory, percent of each measurement; bars as in :func:`half_bars`."""
+def _inset(axes: Axes, column: _Column, predictor: Predictor, printed: Predictor) -> None:
+    """The sizes up to :data:`INSET_MEGAPIXELS` enlarged, where the largest is far beyond."""
+    small = column.x <= INSET_MEGAPIXELS
+    far = column.x.max() > INSET_MIN_RANGE * INSET_MEGAPIXELS
+    if column.sweep.varied.column != "pixels" or not far or small.sum() < 2:
+        return
+    inset = axes.inset_axes(INSET_PLACE)
+    _panel(inset, column, predictor, printed)
+    inset.set_xlim(0, INSET_MEGAPIXELS)
+    inset.set_ylim(0, 1.25 * column.y[small].max())
+    inset.xaxis.set_major_locator(_locator(4))
+    inset.yaxis.set_major_locator(_locator(4))
+    inset.tick_params(length=2, pad=1.5)
+    inset.patch.set_alpha(0.9)
+    inset.spines[["top", "right"]].set_visible(False)
+
+
+def _error_strip(axes: Axes, column: _Column, predictor: Predictor) -> None:
+    """Signed error of the theory, percent of each measurement; open circles: of each pass's mean."""
     axes.axhline(0, color=style.PRINTED_COLOUR, linewidth=0.6)
     if not column.theory:
         return
-    measured = sweep.rows[column.quantity]
-    error = 100 * (sweep.predicted(predictor.key, column.quantity) / measured - 1)
-    axes.errorbar(
-        _megapixels(sweep),
-        error,
-        yerr=100 * half_bars(sweep.rows, column.quantity) / measured,
-        fmt="o",
-        color=style.MEASURED_COLOUR,
-        markersize=2.4,
-        markeredgewidth=0,
-        elinewidth=0.9,
-    )
+    predicted, measured = column.sweep.predicted(predictor, column.quantity), column.y
+    x, means, labels = column.passes()
+    errors = [100 * (predicted[label] / mean - 1) for label, mean in zip(labels, means, strict=True)]
+    axes.plot(x, errors, zorder=6, **{**_PASS_MARKER, "markersize": 3.4})
+    _bars(axes, column, 100 * (predicted / measured - 1), 100 * column.half / measured, size=2.2)
 
 
-def _legend(figure: Figure, sweep: Sweep) -> None:
-    """One legend below the panels, in the order in which the areas are stacked."""
-    handles: list[Line2D | Patch] = [
-        Patch(color=style.OPERATOR_COLOURS[o], label=style.OPERATOR_LABELS[o]) for o in OPERATORS
-    ]
-    measured: dict[str, Any] = {
-        "color": style.MEASURED_COLOUR,
-        "marker": "o",
-        "markersize": 3.5,
-        "linestyle": "none",
+# --- scales and legend --------------------------------------------------------------------------------------
+
+
+def _scales(grid: Any, columns: Sequence[_Column]) -> None:
+    """The same vertical scale for every panel of a quantity, and for every error strip."""
+    low = min(axes.get_ylim()[0] for axes in grid[1::2].flat)
+    high = max(axes.get_ylim()[1] for axes in grid[1::2].flat)
+    tops = {
+        quantity: max(
+            axes.get_ylim()[1]
+            for place, column in enumerate(columns)
+            if column.quantity == quantity
+            for axes in grid[::2, place]
+        )
+        for quantity in {column.quantity for column in columns}
     }
-    handles.append(Line2D([], [], label="Measured (bars: passes or 95 % CI)", **measured))
+    narrow = len(columns) > _FEW
+    for place, column in enumerate(columns):
+        for panel, strip in zip(grid[::2, place], grid[1::2, place], strict=True):
+            panel.set_ylim(0, tops[column.quantity])
+            panel.set_ylabel(column.label)
+            panel.set_xlim(0, column.x.max() * 1.04)
+            panel.xaxis.set_major_locator(_locator(4 if narrow else 6))
+            strip.set_ylim(low, high)
+            strip.set_ylabel("Error (%)" if column.label else "")
+            strip.yaxis.set_major_locator(_locator(5))
+            _strip_scale(strip, column, narrow)
+            for axes in (panel, strip):
+                axes.tick_params(labelleft=bool(column.label))
+        grid[-1, place].set_xlabel(column.sweep.varied.label)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _locator(intervals: int) -> MaxNLocator:
+    return MaxNLocator(intervals, steps=[1, 2, 2.5, 5, 10])
+
+
+def _strip_scale(strip: Axes, column: _Column, narrow: bool) -> None:
+    x, ticks = column.x, LOGARITHMIC_STRIPS.get(column.sweep.experiment)
+    if ticks is None:
+        strip.set_xlim(0, x.max() * 1.04)
+        strip.xaxis.set_major_locator(_locator(4 if narrow else 6))
+        return
+    strip.set_xscale("log")
+    margin = float(x.max() / x.min()) ** 0.03
+    strip.set_xlim(x.min() / margin, x.max() * margin)
+    kept = [tick for tick in ticks if x.min() / margin <= tick <= x.max() * margin]
+    strip.xaxis.set_major_locator(FixedLocator(kept[::3] if narrow and len(kept) > 6 else kept))
+    strip.xaxis.set_minor_locator(NullLocator())
+    strip.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _legend(figure: Figure, sweep: Sweep, printed: Predictor) -> None:
+    """Two lines below the panels: operators in the order in which the areas are stacked, and the marks."""
+    areas = [Patch(color=style.OPERATOR_COLOURS[o], label=style.OPERATOR_LABELS[o]) for o in OPERATORS]
+    measured: dict[str, Any] = {"color": style.MEASURED_COLOUR, "linestyle": "none", "markeredgewidth": 0}
+    label = "Measured (bars: passes or 95 % CI)"
+    marks = [Line2D([], [], marker="o", markersize=3.2, label=label, **measured)]
+    if sweep.rows["latency_s_pass_spread_percent"].notna().any():
+        marks.append(Line2D([], [], label="One pass", **_PASS_MARKER))
+    if sweep.tiled.any():
+        marks.append(Line2D([], [], marker="s", markersize=4, label="VAE in tiles", **measured))
     if not sweep.accelerator.nominal:
-        printed = sweep.predictors["paper"]
-        label = f"The study's own µ = {printed.efficiency} (H100, {printed.power_W:.0f} W)"
-        handles.append(Line2D([], [], color=style.PRINTED_COLOUR, linestyle=_DASHES, label=label))
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncol=4,
-        columnspacing=1.6,
-        handlelength=1.6,
-        bbox_to_anchor=(0.5, 0.0),
-    )
+        label = f"The study's own: µ = {printed.efficiency}, {printed.power_W:.0f} W"
+        marks.append(Line2D([], [], color=style.PRINTED_COLOUR, linestyle=_DASHES, label=label))
+    lines: tuple[tuple[float, Sequence[Any]], ...] = ((0.025, areas), (0.0, marks))
+    for bottom, handles in lines:
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncol=len(handles),
+            columnspacing=1.1,
+            handlelength=1.4,
+            handletextpad=0.5,
+            bbox_to_anchor=(0.5, bottom),
+        )
 
 
 assert tuple(COUNT_TITLES) == get_args(Count)
+assert tuple(FIGURES) == tuple(SETS)

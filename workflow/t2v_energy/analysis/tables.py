@@ -1,4 +1,4 @@
-"""Tables of errors: mean absolute percentage error of each predictor on each set of points."""
+"""Table 3: mean absolute percentage error of each predictor on each set of points."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from t2v_energy.analysis.sweep import Sweep
+from t2v_energy.analysis.sweep import Predictor, Sweep
 from t2v_energy.errors import UserError
 
 QUANTITIES = ("latency_s", "gpu_energy_Wh")
 TABLE3_COLUMNS = ("set", "predictor", "quantity", "mape_percent", "n")
 PREDICTORS: Mapping[str, str] = {
     "paper": "formula and constants as printed",
-    "paper_refitted": "printed formula, µ fitted to these points",
-    "single_mu": "true work, µ fitted to these points",
+    "paper_refitted": "printed formula, µ fitted to all sets",
+    "single_mu": "true work, µ fitted to all sets",
 }
 """Predictors of table 3 in words, in its order."""
 
 _QUANTITY_NAMES = {"latency_s": "latency", "gpu_energy_Wh": "GPU energy"}
 _CAPTION = (
     "Mean absolute percentage error (MAPE) of predicted against measured values. "
-    "The two fitted predictors have their one efficiency µ fitted to the latencies of the same points."
+    "The two fitted predictors each have one efficiency µ, fitted to the latencies of all sets together."
 )
 
 
@@ -44,12 +44,14 @@ def mape_percent(predicted: ArrayLike, measured: ArrayLike) -> float:
     return float(100 * np.mean(np.abs(p - m) / m))
 
 
-def table3(sweeps: Mapping[str, Sweep]) -> pd.DataFrame:
+def table3(sweeps: Mapping[str, Sweep], predictors: Mapping[str, Predictor]) -> pd.DataFrame:
     """Table 3, columns :data:`TABLE3_COLUMNS`: one row a set, predictor and quantity that was measured.
 
     ``paper`` is the study's formula with its printed constants (µ = 0.456, 989 TFLOP/s, 700 W);
-    ``paper_refitted`` is the same formula, µ fitted to the set; ``single_mu`` is the true work, µ fitted to
-    the set.  Quantities without any measurement (no energy counter) have no row.
+    ``paper_refitted`` is the same formula and ``single_mu`` the true work, each at its µ of ``predictors``
+    (:func:`t2v_energy.analysis.sweep.fit_predictors`: one µ for the rows of every set).  A configuration that
+    several sets measured counts once in each.  Quantities without any measurement (no energy counter) have
+    no row.
     """
     rows = []
     for name, sweep in sweeps.items():
@@ -57,7 +59,7 @@ def table3(sweeps: Mapping[str, Sweep]) -> pd.DataFrame:
             for quantity in QUANTITIES:
                 measured = sweep.rows[quantity].dropna()
                 if len(measured):
-                    error = mape_percent(sweep.predicted(key, quantity)[measured.index], measured)
+                    error = mape_percent(sweep.predicted(predictors[key], quantity)[measured.index], measured)
                     rows.append((name, key, quantity, error, len(measured)))
     return pd.DataFrame(rows, columns=list(TABLE3_COLUMNS))
 

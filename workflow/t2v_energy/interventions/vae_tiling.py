@@ -19,7 +19,7 @@ def apply(pipeline: Any) -> Callable[[], None]:
         UserError: the pipeline's VAE has no tiling, or tiles already.
     """
     vae = pipeline.vae
-    if not hasattr(vae, "enable_tiling"):
+    if not hasattr(vae, "use_tiling"):  # the method alone comes with a base class, and raises
         raise UserError(
             f"vae-tiling: {type(vae).__name__} cannot tile",
             where="interventions",

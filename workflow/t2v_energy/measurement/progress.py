@@ -58,6 +58,11 @@ class Progress:
         """How long ``item`` should take, by the prediction and how far it has been off so far."""
         return item.measure_s * self._scale
 
+    def left_out(self, item: Item) -> None:
+        """A configuration is not begun: it would not end in the time that is given."""
+        self._pending.remove(item)
+        self.say(f"{item.configuration_id} ({item.protocol}): left for another time")
+
     def finished(self, item: Item, record: Any, findings: list[Any]) -> None:
         """A record is on the disk."""
         measured_s = time.monotonic() - self._started_s

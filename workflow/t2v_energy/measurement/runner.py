@@ -84,7 +84,7 @@ def measure_batch(
             progress.begin(batch, pending)
             for item in pending:
                 if deadline_s is not None and time.monotonic() + progress.expected_s(item) > deadline_s:
-                    progress.say(f"{item.configuration_id} ({item.protocol}): left for another time")
+                    progress.left_out(item)
                     continue
                 record = session.measure(item)
                 write_atomically(folder / item.record, to_json(record))

@@ -17,6 +17,7 @@ not the published checkpoint (30, 1536, 5.83): nothing here is corrected.  Where
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
 
 # Table 5
@@ -83,27 +84,58 @@ def text_encoder_flop() -> float:
     return TEXT_PASSES * TEXT_LAYERS * layer
 
 
-def vae_convolution_flop(height: float, width: float, num_frames: int) -> float:
-    """F_VAE,conv of one video: eq. 11 over the rows of table 6."""
+@dataclass(frozen=True)
+class PrintedConvolution:
+    """One row of table 6, or a part of one: ``count`` convolutions over ``frames`` × ``pixels`` positions.
+
+    ``row`` is the row's name as printed; where two rows have one name, a number follows.
+    """
+
+    row: str
+    kernel: tuple[int, int, int]
+    inputs: int
+    outputs: int
+    frames: int
+    pixels: float
+    count: int = 1
+
+    @property
+    def flop(self) -> float:
+        """FLOP of one of them (eq. 11)."""
+        taps = self.kernel[0] * self.kernel[1] * self.kernel[2]
+        return 2 * taps * self.inputs * self.outputs * self.frames * self.pixels
+
+
+def vae_convolutions(height: float, width: float, num_frames: int) -> tuple[PrintedConvolution, ...]:
+    """The convolutions of table 6, in its order, with the counts that the module's text explains.
+
+    The row "D2 (RBs)" gives two parts: the convolution that widens, and the others.
+    """
     latent, half, full = ceil(num_frames / 4), ceil(num_frames / 2), num_frames
     eighth, quarter = height * width / 64, height * width / 16
     second, whole = height * width / 4, height * width
     z, c = LATENT_CHANNELS, MIDDLE_CHANNELS
-    rows = (  # kernel volume, input channels, output channels, frames, pixels, convolutions
-        (27, z, c, latent, eighth, 1),  # D0
-        (27, c, c, latent, eighth, MIDDLE_CONVOLUTIONS),  # Middle (RBs)
-        (27, c, c, latent, eighth, STAGE_CONVOLUTIONS),  # D1 (RBs)
-        (3, c, 2 * c, half, eighth, 1),  # Up (time)
-        (9, c, c // 2, half, quarter, 1),  # Up (space)
-        (27, c // 2, c, half, quarter, 1),  # D2 (RBs), the convolution that widens
-        (27, c, c, half, quarter, STAGE_CONVOLUTIONS - 1),  # D2 (RBs), the others
-        (3, c, 2 * c, full, quarter, 1),  # Up (time)
-        (9, c, c // 2, full, second, 1),  # Up (space)
-        (27, c // 2, c // 2, full, second, STAGE_CONVOLUTIONS),  # D3 (RBs)
-        (9, c // 2, c // 4, full, whole, 1),  # Up (space)
-        (27, c // 4, 3, full, whole, 1),  # Head
+    block, time, space = (3, 3, 3), (3, 1, 1), (1, 3, 3)
+    rows = (
+        ("D0", block, z, c, latent, eighth, 1),
+        ("Middle (RBs)", block, c, c, latent, eighth, MIDDLE_CONVOLUTIONS),
+        ("D1 (RBs)", block, c, c, latent, eighth, STAGE_CONVOLUTIONS),
+        ("Up (time) 1", time, c, 2 * c, half, eighth, 1),
+        ("Up (space) 1", space, c, c // 2, half, quarter, 1),
+        ("D2 (RBs)", block, c // 2, c, half, quarter, 1),
+        ("D2 (RBs)", block, c, c, half, quarter, STAGE_CONVOLUTIONS - 1),
+        ("Up (time) 2", time, c, 2 * c, full, quarter, 1),
+        ("Up (space) 2", space, c, c // 2, full, second, 1),
+        ("D3 (RBs)", block, c // 2, c // 2, full, second, STAGE_CONVOLUTIONS),
+        ("Up (space) 3", space, c // 2, c // 4, full, whole, 1),
+        ("Head", block, c // 4, 3, full, whole, 1),
     )
-    return sum(2 * taps * i * o * frames * pixels * count for taps, i, o, frames, pixels, count in rows)
+    return tuple(PrintedConvolution(*row) for row in rows)
+
+
+def vae_convolution_flop(height: float, width: float, num_frames: int) -> float:
+    """F_VAE,conv of one video: eq. 11 over the rows of table 6."""
+    return sum(row.count * row.flop for row in vae_convolutions(height, width, num_frames))
 
 
 def vae_attention_flop(height: float, width: float, num_frames: int) -> float:

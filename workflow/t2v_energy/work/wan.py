@@ -7,7 +7,8 @@ and with the embeddings, which the study leaves out.  Counts are FLOP of one for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -28,6 +29,33 @@ DEFAULTS: Mapping[str, Any] = {
     "image_dim": None,
     "added_kv_proj_dim": None,
 }
+
+
+@dataclass(frozen=True)
+class ElementwiseKernel:
+    """An element-wise kernel of a block: it reads and writes each value of a tensor and multiplies no matrix.
+
+    Attributes:
+        part: which part of the block runs it.
+        name: what it does.
+        read, written: bytes for each value of the stream (L × d), or of the inner values (L × F).
+        operations: arithmetic for each value, generously (a conversion has none).
+        count: times that a block runs it.
+        inner: whether it works on the feed-forward network's inner values.
+    """
+
+    part: str
+    name: str
+    read: float
+    written: float
+    operations: float
+    count: int = 1
+    inner: bool = False
+
+    @property
+    def bytes(self) -> float:
+        """Bytes for each value, all its runs in a block."""
+        return self.count * (self.read + self.written)
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +109,84 @@ def attention_product_flop(config: Mapping[str, Any], tokens: int, text_tokens: 
     """FLOP of QKᵀ and PV alone, self- and cross-attention, of one forward pass (eqs. 3 and 5, parts)."""
     layers: int = settings(config)["num_layers"]
     return layers * 4 * tokens * (tokens + text_tokens) * width(config)
+
+
+def elementwise_kernels(
+    config: Mapping[str, Any], *, fused_norms: bool = True
+) -> tuple[ElementwiseKernel, ...]:
+    """Every element-wise kernel of one block of WanTransformerBlock, executed eagerly on a bf16 stream.
+
+    diffusers keeps norms, modulation and gates in float32, so values are converted back and forth; each line
+    of Python is a kernel that reads and writes device memory.  ``fused_norms`` says whether RMSNorm is one
+    kernel, as in torch from 2.9 on GPUs, or a chain of them.  Broadcast operands (scales, rotary tables), the
+    norms' statistics and the text's own norms are left out: below 1 % from some thousand video tokens on.
+    """
+    modulated = ("modulated norm 1 and 3", 2)
+    gate = "gated residual of self-attention"
+    gated = "gated residual of the feed-forward network"
+    rotary = ("rotary embedding of q and k", 2)
+    normed = "norm 2"
+    layer_norm = (
+        (ElementwiseKernel(normed, "layer norm", 4, 4, 8),) if settings(config)["cross_attn_norm"] else ()
+    )
+    return (
+        ElementwiseKernel(modulated[0], "to float32", 2, 4, 0, modulated[1]),
+        ElementwiseKernel(modulated[0], "layer norm", 4, 4, 8, modulated[1]),
+        ElementwiseKernel(modulated[0], "times scale", 4, 4, 1, modulated[1]),
+        ElementwiseKernel(modulated[0], "plus shift", 4, 4, 1, modulated[1]),
+        ElementwiseKernel(modulated[0], "to bfloat16", 4, 2, 0, modulated[1]),
+        *_rms_norm(fused_norms),
+        # Even and odd halves apart: x1 cos, x2 sin and their like in float32, then stored with a stride.
+        ElementwiseKernel(rotary[0], "products of halves", 4 * 1, 4 * 2, 2, rotary[1]),
+        ElementwiseKernel(rotary[0], "sums of products", 2 * 4, 2 * 2, 1, rotary[1]),
+        ElementwiseKernel(rotary[0], "stores of halves", 2 * 2, 2 * 1, 0, rotary[1]),
+        ElementwiseKernel(gate, "times gate", 2, 4, 1),
+        ElementwiseKernel(gate, "to float32", 2, 4, 0),
+        ElementwiseKernel(gate, "sum", 8, 4, 1),
+        ElementwiseKernel(gate, "to bfloat16", 4, 2, 0),
+        ElementwiseKernel(normed, "to float32", 2, 4, 0),
+        *layer_norm,
+        ElementwiseKernel(normed, "to bfloat16", 4, 2, 0),
+        ElementwiseKernel("residual of cross-attention", "sum", 4, 2, 1),
+        ElementwiseKernel("activation", "GELU", 2, 2, 15, inner=True),
+        ElementwiseKernel(gated, "to float32", 2, 4, 0, 2),
+        ElementwiseKernel(gated, "times gate", 4, 4, 1),
+        ElementwiseKernel(gated, "sum", 8, 4, 1),
+        ElementwiseKernel(gated, "to bfloat16", 4, 2, 0),
+    )
+
+
+def elementwise_bytes(config: Mapping[str, Any], tokens: int, *, fused_norms: bool = True) -> float:
+    """Bytes that the element-wise kernels of all blocks read and write in one forward pass."""
+    return _elementwise_total(config, tokens, lambda kernel: kernel.bytes, fused_norms)
+
+
+def elementwise_operations(config: Mapping[str, Any], tokens: int) -> float:
+    """Their arithmetic in one forward pass (FLOP, generously counted); not in any count of FLOP here."""
+    return _elementwise_total(config, tokens, lambda kernel: kernel.count * kernel.operations, True)
+
+
+def _elementwise_total(
+    config: Mapping[str, Any], tokens: int, each: Callable[[ElementwiseKernel], float], fused_norms: bool
+) -> float:
+    c = settings(config)
+    sizes = {False: width(c), True: c["ffn_dim"]}
+    kernels = elementwise_kernels(c, fused_norms=fused_norms)
+    return float(c["num_layers"] * tokens * sum(sizes[kernel.inner] * each(kernel) for kernel in kernels))
+
+
+def _rms_norm(fused: bool) -> tuple[ElementwiseKernel, ...]:
+    part, count = "RMS norm of q and k, and of the cross-attention's q", 3
+    if fused:
+        return (ElementwiseKernel(part, "RMS norm", 2, 2, 4, count),)
+    return (
+        ElementwiseKernel(part, "to float32", 2, 4, 0, count),
+        ElementwiseKernel(part, "square", 4, 4, 1, count),
+        ElementwiseKernel(part, "mean", 4, 0, 1, count),
+        ElementwiseKernel(part, "times inverse root", 4, 4, 1, count),
+        ElementwiseKernel(part, "times weight", 4, 4, 1, count),
+        ElementwiseKernel(part, "to bfloat16", 4, 2, 0, count),
+    )
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:

@@ -10,8 +10,9 @@ Tiled decoding (``enable_tiling``) repeats the overlaps and is not counted here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -116,6 +117,30 @@ def decode_flop_by_stage(config: Mapping[str, Any], frames: int, rows: int, colu
     # The 1×1 projections of the middle attention are among the convolutions; its two products are not.
     flop["mid_attention"] += frames * 4 * pixels**2 * decoder_channels(config)[0]
     return flop
+
+
+def decoded_layers(
+    config: Mapping[str, Any], frames: int, rows: int, columns: int
+) -> list[tuple[Convolution, int]]:
+    """The decoder's convolutions over a whole latent of ``frames`` × ``rows`` × ``columns``, in order.
+
+    Each is given once, with how many alike there are in its stage; its ``frames`` are all output positions in
+    time of one of them, over all latent frames.  ``post_quant_conv`` is the first.
+    """
+    z, pixels = settings(config)["z_dim"], rows * columns
+    layers = {Convolution("post_quant_conv", z, z, (1, 1, 1), 0, pixels): (1, frames)}
+    for first, times in ((True, 1), (False, frames - 1)):
+        alike = Counter(decoder_convolutions(config, pixels, first=first) if times else ())
+        for layer, count in alike.items():
+            timeless = replace(layer, frames=0)
+            _, seen = layers.get(timeless, (0, 0))
+            layers[timeless] = (count, seen + times * layer.frames)
+    once_through = list(enumerate(decoder_convolutions(config, pixels, first=False)))
+    order = {replace(layer, frames=0): place for place, layer in reversed(once_through)}  # the first place
+    return [
+        (replace(layer, frames=total), count)
+        for layer, (count, total) in sorted(layers.items(), key=lambda item: order.get(item[0], -1))
+    ]
 
 
 def decoder_channels(config: Mapping[str, Any]) -> list[int]:
