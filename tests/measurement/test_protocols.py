@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-from t2v_energy.config import FullProtocol, ProtocolSettings, SampledProtocol
+from t2v_energy.config import FullProtocol, ProtocolSettings, SampledProtocol, check_runnable, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import composed_latency_s, estimate, generations
 
 torch = pytest.importorskip("torch")
 from t2v_energy.measurement.kernels import KernelProbe  # noqa: E402
-from t2v_energy.measurement.protocols import PROTOCOLS, Run, Subject, run_full, run_sampled  # noqa: E402
+from t2v_energy.measurement.protocols import (  # noqa: E402
+    PROTOCOLS,
+    Run,
+    Subject,
+    run_full,
+    run_sampled,
+    smallest,
+)
 from t2v_energy.metering.spans import SpanRecorder  # noqa: E402
 
 torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
@@ -393,3 +401,14 @@ class TestWhatIsRecorded:
             else:
                 assert run.windows.steps[1:] == [3] * 4
         assert totals["sampled"] == pytest.approx(totals["full"], rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((tiny.ROOT / "config" / "models").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_model_runs_its_smallest_size(path: Path) -> None:
+    model = load_model(tiny.ROOT, path.stem)
+    found = smallest(model, tiny.configuration(model=model.key, height=720, width=1280, num_frames=81))
+    check_runnable(found, model, "here")
+    assert found.height * found.width * found.num_frames < 720 * 1280
+    assert found.prompt == "p000"

@@ -211,6 +211,28 @@ class TestABatch:
         assert alive
         assert all(reference() is None for reference in alive)
 
+    def test_the_first_generation_of_a_process_is_a_small_one_that_solves_a_system(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """UniPC's corrector loads a library where it first solves one: never in what is timed."""
+        solve, measure_one = torch.linalg.solve, Session.measure
+        solved: list[str] = []
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            solved.append("solved")
+            return solve(*arguments, **options)
+
+        def measured(session: Session, item: Any) -> Record:
+            record = measure_one(session, item)
+            solved.append("measured")
+            return record
+
+        monkeypatch.setattr(torch.linalg, "solve", watched)
+        monkeypatch.setattr(Session, "measure", measured)
+        measure(tiny.make_root(tmp_path / "root"))  # of two steps each: they alone never get that far
+        assert solved[0] == "solved"
+        assert set(solved[solved.index("measured") :]) == {"measured"}
+
     def test_one_that_breaks_a_rule_is_kept_and_told(self, copy: Path) -> None:
         path = record_paths(raw_folder(copy, "tiny", "resolution"))[0]
         record = read_record(path)

@@ -339,7 +339,21 @@ class Session:
                     remedy="measure a smaller model, or on a device with more memory",
                 ) from error
             self._built = key
+            self._first_light(item)
         return self._pipeline
+
+    def _first_light(self, item: Item) -> None:
+        """One small, unmeasured generation, so that no measured one waits for a library to load."""
+        import torch
+
+        from t2v_energy.measurement.protocols import FIRST_LIGHT_STEPS, Subject, smallest
+
+        model = load_model(self.root, item.configuration.model)
+        configuration = smallest(model, item.configuration)
+        text = self._prompt(item)
+        subject = Subject(self._pipeline, model, configuration, text, self.plan.campaign.device)
+        with torch.no_grad():
+            subject.generate(FIRST_LIGHT_STEPS)
 
     def _idle(self, run: Any, kind: str) -> None:
         """Let the device idle and note when."""
