@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_sweeps as synthetic
+from figure_checks import assert_legible
 from scipy.stats import t as student_t
 from t2v_energy.analysis import scaling, scaling_figure, style
 from t2v_energy.errors import UserError
@@ -124,6 +125,17 @@ def test_passes_measured_once_or_on_unknown_boards_say_nothing() -> None:
     for changed in ({"gpu_uuids": ""}, {"latency_s_pass_means": "nan;nan"}, {"latency_s_pass_means": ""}):
         unknown = pd.DataFrame([two | changed])
         assert scaling.pass_scatter(unknown, "latency_s").rest_df == 0
+
+
+@pytest.mark.parametrize(("flags", "freedom"), [("", 1), (np.nan, 1), ("flag:step_sem", 0)])
+def test_a_flagged_row_says_nothing_of_the_others_passes(flags: object, freedom: int) -> None:
+    rows = pd.DataFrame(
+        [
+            dict(synthetic.row("frames", 64, 64 * k), label=str(k), latency_s_pass_means=means)
+            for k, means in ((1, "1;1.02"), (2, "1;1.5"))
+        ]
+    ).assign(flags=["", flags])
+    assert scaling.pass_scatter(rows, "latency_s").rest_df == freedom
 
 
 def test_the_boards_part_vanishes_between_rows_of_the_same_boards() -> None:
@@ -429,6 +441,7 @@ def test_the_figure_has_three_panels_and_the_same_bytes_twice(
     for name in ("a", "b"):
         figure = scaling_figure.figure_exponents(campaign, table)
         files.append(style.save(figure, tmp_path / name))
+    assert_legible(figure)
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "Local exponent of latency over tokens", "Part of latency (%)", "Residual (%)",
     ]  # fmt: skip

@@ -222,3 +222,24 @@ def test_bars_show_the_passes_where_they_lie_further_apart_than_the_interval() -
         }
     )
     assert sweeps.half_bars(rows, "t").tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "experiment", "frames"),
+    [("study", "frames", 80), ("study", "resolution", 81), ("study", "steps", 81), ("true", "frames", 81)],
+)
+def test_the_studys_formula_gets_the_frames_that_the_study_lists(
+    count: sweeps.Count, experiment: str, frames: int
+) -> None:
+    assert sweeps.counted_frames(count, experiment, 81) == frames
+
+
+def test_with_the_listed_frames_the_printed_token_length_is_the_true_one(tmp_path: Path) -> None:
+    frames = read(tmp_path / "frames", synthetic.configurations(), "frames")
+    for _, row in frames.rows.iterrows():
+        assert frames.work("study", row).tokens == frames.work("true", row).tokens
+    first = frames.work("study", frames.rows.iloc[0]).flop["self_attention"]
+    assert frames.curve("study").iloc[0]["self_attention"] == pytest.approx(first)
+    sizes = read(tmp_path / "sizes", synthetic.configurations())
+    for _, row in sizes.rows.iterrows():
+        assert sizes.work("study", row).tokens > sizes.work("true", row).tokens

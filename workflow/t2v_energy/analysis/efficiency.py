@@ -25,7 +25,7 @@ from t2v_energy.analysis.scaling import (
     fit_polynomial,
     steps_by_size,
 )
-from t2v_energy.analysis.sweep import J_PER_WH, Count, count_work
+from t2v_energy.analysis.sweep import J_PER_WH, Count, count_work, counted_frames
 from t2v_energy.errors import UserError
 
 COUNTS: tuple[Count, ...] = ("study", "true")
@@ -129,8 +129,12 @@ def _kernels(rows: pd.DataFrame) -> str:
 
 def total_flop(campaign: Campaign, rows: pd.DataFrame, count: Count) -> Array:
     """FLOP of one video for each row, by one of the two counts."""
-    sizes = rows[["height", "width", "num_frames", "num_inference_steps"]].astype(int).to_numpy().tolist()
-    return np.array([count_work(count, campaign.model, *size).total_flop for size in sizes])
+    found = []
+    for _, row in rows.iterrows():
+        frames = counted_frames(count, str(row["experiment"]), int(row["num_frames"]))
+        size = (int(row["height"]), int(row["width"]), frames, int(row["num_inference_steps"]))
+        found.append(count_work(count, campaign.model, *size).total_flop)
+    return np.array(found)
 
 
 def efficiency_table(campaign: Campaign) -> pd.DataFrame:

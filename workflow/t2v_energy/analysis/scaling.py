@@ -215,12 +215,14 @@ class Scatter:
 def pass_scatter(rows: pd.DataFrame, quantity: str) -> Scatter:
     """Two-way least squares over the pass means of all configurations that were measured more than once.
 
-    Rows of several experiments are one configuration where they agree in all that was asked for.
+    Rows of several experiments are one configuration where they agree in all that was asked for.  Rows that a
+    rule of validity flags are left out: a pass in which the host stalled says nothing of the others, and one
+    such row would treble the scatter of all.
     """
     passes = pd.DataFrame(
         [
             (*(str(row[key]) for key in _CONFIGURATION), uuid, log(mean))
-            for _, row in rows.iterrows()
+            for _, row in rows[rows["flags"].isna() | (rows["flags"] == "")].iterrows()
             for uuid, mean in _passes(row, quantity)
         ],
         columns=[*_CONFIGURATION, "board", "log_mean"],
