@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import records as planted
+from figure_checks import assert_legible
 from t2v_energy.analysis import breakdown_figure, instruments, style
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import CodeCarbonReading, Record
@@ -193,6 +194,7 @@ def test_the_figure_is_drawn_with_and_without_a_counter(tmp_path: Path) -> None:
     fit = instruments.fit_extra_window(table)
     for name, some_fit in (("with", fit), ("without", None)):
         drawn = breakdown_figure.figure_codecarbon(table, some_fit, 700.0, 3.4)
+        assert_legible(drawn)
         assert style.save(drawn, tmp_path / name)[1].stat().st_size > 0
     texts = [text.get_text() for text in drawn.axes[0].texts]
     assert texts == ["no energy counter"]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_campaign as synthetic
+from figure_checks import assert_legible
 from t2v_energy.analysis import kernels, kernels_figure, style
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
@@ -290,6 +291,7 @@ def test_the_figure_is_the_same_bytes_each_time(measured: kernels.Kernels, tmp_p
 def test_the_figure_shows_what_the_table_says(measured: kernels.Kernels) -> None:
     figure = kernels_figure.figure_kernels(measured)
     table = kernels.kernels_table(measured)
+    assert_legible(figure)
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "Latency, flash / cuDNN",
         "GPU energy, flash / cuDNN",
@@ -297,7 +299,9 @@ def test_the_figure_shows_what_the_table_says(measured: kernels.Kernels) -> None
     for axes, quantity in zip(figure.axes, ("latency_s", "gpu_energy_Wh"), strict=True):
         points = next(line for line in axes.lines if line.get_linestyle() == "None")
         rows = table[table["quantity"] == quantity]
-        assert np.allclose(points.get_xdata(), rows["tokens"])
+        assert np.allclose(1e3 * points.get_xdata().astype(float), rows["tokens"])
         assert np.allclose(points.get_ydata(), rows["ratio"])
         curve = next(line for line in axes.lines if len(line.get_xdata()) == kernels_figure.CURVE_POINTS)
-        assert np.allclose(np.interp(rows["tokens"], *curve.get_data()), rows["fitted_ratio"], rtol=1e-3)
+        assert np.allclose(
+            np.interp(rows["tokens"] / 1e3, *curve.get_data()), rows["fitted_ratio"], rtol=1e-3
+        )

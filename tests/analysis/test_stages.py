@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_campaign as synthetic
+from figure_checks import assert_legible
 from t2v_energy.analysis import breakdown_figure, stages, style
 from t2v_energy.analysis.stages import OnceAndStep
 from t2v_energy.errors import UserError
@@ -127,10 +128,35 @@ def test_the_figure_has_every_point_and_the_same_bytes(table: pd.DataFrame, tmp_
     table = table.assign(intervention="")
     drawn = breakdown_figure.figure_stages(table)
     by_steps = drawn.axes[2]
+    assert_legible(drawn)
     lengths = sorted(len(line.get_xdata()) for line in by_steps.lines if line.get_marker() in ("o", "s"))
     assert lengths == sorted(len(counts) for counts in synthetic.STEPS.values())
     files = [style.save(breakdown_figure.figure_stages(table), tmp_path / name)[0] for name in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_figure_says_from_which_steps_on_little_is_not_the_denoisers(table: pd.DataFrame) -> None:
+    table = table.assign(intervention="")
+    drawn = breakdown_figure.figure_stages(table)
+    for axes in drawn.axes:
+        assert any(list(line.get_ydata()) == [5, 5] for line in axes.lines)
+    once = stages.once_table(table)
+    once = once[(once["experiment"] == "resolution") & (once["quantity"] == "energy")]
+    sizes = [once[(once["height"] == h) & (once["width"] == w)] for h, w in breakdown_figure.STEP_SIZES]
+    numbers = [f"{float(size['steps_for_5_percent'].iloc[0]):.0f}" for size in sizes]
+    assert [text.get_text() for text in drawn.axes[2].texts] == numbers
+
+
+def test_sizes_whose_vae_worked_in_tiles_are_hollow(table: pd.DataFrame) -> None:
+    plain = table.assign(intervention="")
+    largest = plain["experiment"].eq("resolution") & plain["height"].eq(1008)
+    assert largest.sum() == 1
+    for found, hollow in ((plain, 0), (plain.assign(intervention=np.where(largest, "vae-tiling", "")), 1)):
+        drawn = breakdown_figure.figure_stages(found)
+        white = [line for line in drawn.axes[0].lines if line.get_markerfacecolor() == "white"]
+        assert {len(line.get_xdata()) for line in white} == {hollow}
+        labels = [text.get_text() for legend in drawn.legends for text in legend.get_texts()]
+        assert ("VAE in tiles" in labels) == bool(hollow)
 
 
 @pytest.mark.parametrize("kept", [("resolution",), ("frames",), ("steps",), ("kernels",)])

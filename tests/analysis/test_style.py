@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 from t2v_energy.analysis import style
 from t2v_energy.work import OPERATORS
 
@@ -34,6 +37,26 @@ def test_files_carry_no_date_and_no_version_and_embed_their_fonts(tmp_path: Path
     assert b"Software" not in png
     assert b"<dc:date>" not in svg
     assert b"matplotlib v" not in svg.lower()
+
+
+def lightness(colour: str) -> float:
+    """CIE L* of an sRGB colour, 0 (black) to 100 (white): what a greyscale print keeps of it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return float(116 * luminance ** (1 / 3) - 16)
+
+
+def test_areas_that_meet_in_a_stack_differ_in_greyscale() -> None:
+    """The first four alone: the others are too thin to be seen in any figure."""
+    assert lightness("white") == pytest.approx(100)
+    tones = [lightness(colour) for colour in style.OPERATOR_COLOURS.values()][:4]
+    assert min(abs(upper - lower) for lower, upper in pairwise(tones)) > 10
+
+
+def test_marks_of_measurements_and_fits_have_no_operators_colour() -> None:
+    marks = {style.MEASURED_COLOUR, style.PRINTED_COLOUR, style.FIT_COLOUR, style.SECOND_COLOUR}
+    assert len(marks) == 4
+    assert not marks & set(style.OPERATOR_COLOURS.values())
 
 
 def test_every_operator_has_its_own_colour_and_a_label() -> None:

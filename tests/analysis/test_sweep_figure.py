@@ -8,11 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import synthetic_campaign as synthetic
+from figure_checks import assert_legible
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from t2v_energy.analysis import style, sweep_figure
 from t2v_energy.analysis.sweep import SETS, Sweep, fit_predictors, read_sweeps
-from t2v_energy.work import OPERATORS
+from t2v_energy.work import OPERATORS, paper
 
 CONFIGURATIONS = Path("results/aggregated/h200/configurations.csv")
 LARGE = ((1088, 1920), (1440, 2560))
@@ -37,13 +38,13 @@ def legend_texts(figure: Figure) -> list[str]:
 
 
 def points(axes: Any, marker: str = "o") -> list[tuple[float, float]]:
-    """The filled markers of a panel."""
+    """The measured points of a panel, filled and hollow, by rising abscissa."""
     found: list[tuple[float, float]] = []
     for container in axes.containers:
         line = container.lines[0]
         if line.get_marker() == marker:
             found += zip(line.get_xdata().tolist(), line.get_ydata().tolist(), strict=True)
-    return found
+    return sorted(found)
 
 
 @pytest.fixture
@@ -58,15 +59,18 @@ def test_each_figure_has_panels_with_strips_units_and_a_legend(
     figure = draw(sweeps, name)
     assert len(figure.axes) == 4 * columns
     labels = {axes.get_ylabel() for axes in figure.axes} - {""}
-    assert labels == {"Latency of a video (s)", "GPU energy of a video (Wh)", "Error (%)"}
-    assert SETS[name].label in {axes.get_xlabel() for axes in figure.axes}
+    assert labels == {"Latency of a video (s)", "GPU energy of a video (Wh)", "Theory error (%)"}
+    scale = "" if name == "frames" else "\n(strips: log scale)"
+    assert {axes.get_xlabel() for axes in figure.axes} == {"", SETS[name].label + scale}
+    scales = {axes.get_xscale() for axes in figure.axes[columns : 2 * columns]}
+    assert scales == {"log" if scale else "linear"}
     texts = legend_texts(figure)
     assert [style.OPERATOR_LABELS[o] for o in OPERATORS] == texts[: len(OPERATORS)]
     assert any("95 %" in text for text in texts)
     assert ("One pass" in texts) == (name != "steps")
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
     assert [title.split(":")[0] for title in titles] == list(sweep_figure.COUNT_TITLES.values())
-    assert "µ = 0.500 (95 % CI 0.500 to 0.500), 700 W" in titles[1]
+    assert "fitted µ = 0.500 (95 % CI 0.500 to 0.500) at 700 W" in titles[1]
 
 
 def test_points_are_the_measured_values_and_errors_are_of_the_common_efficiency(
@@ -76,7 +80,7 @@ def test_points_are_the_measured_values_and_errors_are_of_the_common_efficiency(
     rows = sweeps["frames"].rows
     first = next(axes for axes in figure.axes if axes.get_ylabel().endswith("(s)"))
     assert points(first) == list(zip(rows["num_frames"], rows["latency_s"], strict=True))
-    strips = [axes for axes in figure.axes if axes.get_ylabel() == "Error (%)"]
+    strips = [axes for axes in figure.axes if axes.get_ylabel() == "Theory error (%)"]
     # rows: the study's formula, then true work; columns: latency, then energy
     assert [y for _, y in points(strips[2])] == pytest.approx([0] * len(rows), abs=1e-6)
     assert [y for _, y in points(strips[3])] == pytest.approx([100 * 50 / 650] * len(rows))
@@ -84,14 +88,37 @@ def test_points_are_the_measured_values_and_errors_are_of_the_common_efficiency(
 
 def test_every_pass_is_drawn_at_its_own_mean(sweeps: dict[str, Sweep]) -> None:
     axes = draw(sweeps, "resolution").axes[0]
-    open_circles = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-    assert len(open_circles) == 1
+    passes = [line for line in axes.lines if line.get_marker() == "_"]
+    assert len(passes) == 1
     row = sweeps["resolution"].at(720, 1280)
     assert row is not None
     means = [float(mean) for mean in row["latency_s_pass_means"].split(";")]
-    drawn = list(zip(open_circles[0].get_xdata(), open_circles[0].get_ydata(), strict=True))
+    drawn = list(zip(passes[0].get_xdata(), passes[0].get_ydata(), strict=True))
     assert len(drawn) == 2 * len(synthetic.SIZES)
     assert [y for x, y in drawn if x == pytest.approx(0.9216)] == pytest.approx(means)
+
+
+def test_points_on_the_grid_of_attention_tiles_are_hollow(sweeps: dict[str, Sweep]) -> None:
+    figure = draw(sweeps, "frames")
+    assert "Tokens a multiple of 128" in legend_texts(figure)
+    for axes in figure.axes:
+        hollow = [c.lines[0] for c in axes.containers if c.lines[0].get_markerfacecolor() == "white"]
+        # (T + 3) / 4 latent frames of 3600 tokens each: a multiple of 128 for 8, 16 and 24 of them
+        assert [line.get_xdata().tolist() for line in hollow] == [[61]]
+    assert "Tokens a multiple of 128" not in legend_texts(draw(sweeps, "steps"))
+
+
+def test_the_studys_own_model_is_a_dashed_line_beside_the_printed_formula_alone(
+    sweeps: dict[str, Sweep],
+) -> None:
+    figure = draw(sweeps, "resolution")
+    panels = [axes for axes in figure.axes if axes.get_xscale() == "linear"]
+    dashed = [[line for line in axes.lines if line.is_dashed()] for axes in panels]
+    assert [len(lines) for lines in dashed] == [1, 1, 0, 0]
+    flop = sweeps["resolution"].curve("study")[list(OPERATORS)].sum(axis=1)
+    expected = flop / (paper.EFFICIENCY * paper.PEAK_FLOP_PER_S)
+    assert list(dashed[0][0].get_ydata()) == pytest.approx(expected.tolist())
+    assert "The study's formula with its own µ = 0.456 and 700 W" in legend_texts(figure)
 
 
 def test_sizes_of_the_steps_stand_beside_each_other_on_one_scale(sweeps: dict[str, Sweep]) -> None:
@@ -124,6 +151,7 @@ def test_nothing_in_a_figure_lies_outside_it_or_on_another_label(tmp_path: Path)
     sweeps = read(tmp_path, with_large_sizes())
     for name in sweeps:
         figure = draw(sweeps, name)
+        assert_legible(figure)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         renderer = canvas.get_renderer()
@@ -143,8 +171,13 @@ def test_without_a_counter_the_cpus_energy_is_shown_and_called_modelled(tmp_path
     table = synthetic.configurations().assign(gpu_energy_Wh=float("nan"), gpu_energy_Wh_kind="")
     sweeps = read(tmp_path, table)
     for name in sweeps:
-        labels = {axes.get_ylabel() for axes in draw(sweeps, name).axes}
-        assert "CPU energy (modelled), Wh" in labels
+        figure = draw(sweeps, name)
+        assert "CPU energy (modelled), Wh" in {axes.get_ylabel() for axes in figure.axes}
+        assert_legible(figure)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        for axes in figure.axes:
+            boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
+            assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
 
 
 def test_a_drawn_figure_is_the_same_bytes_again(sweeps: dict[str, Sweep], tmp_path: Path) -> None:

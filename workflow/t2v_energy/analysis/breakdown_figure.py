@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,33 +11,43 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
 
 from t2v_energy.analysis import style
 from t2v_energy.analysis.instruments import ExtraWindow, worst_percent
 from t2v_energy.analysis.stages import (
     FEW_STEPS,
+    NEGLIGIBLE,
     measured_rows,
     once_and_step,
     other_share,
     row_at,
     stage_share,
 )
+from t2v_energy.analysis.sweep import VAE_TILING
 
 STEP_SIZES = ((480, 832), (720, 1280))
 FRAMES = 81
+# In greyscale the colours are alike: markers tell the stages apart.
 _PARTS = (
-    ("vae_decode", style.OPERATOR_COLOURS["vae"], "VAE decoder"),
-    ("text_encoder", style.OPERATOR_COLOURS["text_encoder"], "Text encoder"),
-    ("rest", style.OPERATOR_COLOURS["embeddings"], "Scheduler, host and post-processing"),
+    ("vae_decode", style.OPERATOR_COLOURS["vae"], "s", "VAE decoder"),
+    ("text_encoder", style.OPERATOR_COLOURS["text_encoder"], "^", "Text encoder"),
+    ("rest", style.OPERATOR_COLOURS["embeddings"], "D", "Scheduler, host, all else"),
 )
 # Operators have the colours; sizes differ by line and marker.
 _SIZE_LINES: tuple[Any, ...] = ((0, (5, 1.5)), "solid")
 _SIZE_MARKERS = ("o", "s")
 _SIZE_FILLS = ("white", style.MEASURED_COLOUR)
-_FIT_COLOUR = "#332288"
+_FILLED: Mapping[str, Any] = {"markersize": 2.6, "markeredgewidth": 0}
+_TILED: Mapping[str, Any] = {"markersize": 3.4, "markeredgewidth": 0.8, "markerfacecolor": "white"}
+_BOUND_FROM_S = 12.0  # length of a window from which on the bound of a tick is within the panel
+_BAND_ALPHA, _BEYOND_ALPHA = 0.25, 0.1
+_STEP_LOW = 0.5  # percent: lower end of the panel over steps
 _PERCENT_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-_STEP_TICKS = (1, 2, 5, 10, 20, 50, 100, 200)
+_STEP_TICKS = (1, 2, 5, 10, 20, 50, 200)
+_LIMIT_DASHES = (0, (6, 2))
+_TIME_DASHES = (0, (2, 1))
 _MEGAPIXEL_TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _WINDOW_TICKS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -48,14 +58,17 @@ _WINDOW_TICKS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def figure_stages(configurations: pd.DataFrame) -> Figure:
     """Share that is not the denoiser, percent: against pixels, frames and denoising steps S.
 
-    Left and middle: 50 steps (as measured there), the GPU energy's share by stage, and of time the sum alone.
-    Right: points are whole generations, lines are modelled from the sampled costs of the same size, once a
-    video and a step (:class:`t2v_energy.analysis.stages.OnceAndStep`).  Energy gives way to time where a
+    Left and middle: 50 steps (as measured there), the GPU energy's share by stage, and of time the sum alone;
+    lines join the mean of the points of one size or length, and hollow points had their VAE in tiles.  Right:
+    points are whole generations, lines are modelled from the sampled costs of the same size, once a video and
+    a step (:class:`t2v_energy.analysis.stages.OnceAndStep`), with the S from which on they are at most
+    :data:`t2v_energy.analysis.stages.NEGLIGIBLE`.  A dashed line in all panels is at that share.
+    Energy gives way to time where a
     campaign has no counter.
     """
     style.apply()
-    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 3.25))
-    panels: Any = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1, 1, 1.15)})
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 3.5))
+    panels: Any = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1, 1, 1.2)})
     quantity = "energy" if configurations["gpu_energy_Wh"].notna().any() else "time"
     sized = measured_rows(configurations, "resolution")
     sized = sized[(sized["num_frames"] == FRAMES)]
@@ -64,8 +77,8 @@ def figure_stages(configurations: pd.DataFrame) -> Figure:
     _components(panels[1], lengths["num_frames"], lengths, quantity)
     _steps(panels[2], configurations, quantity)
     _stage_axes(panels, quantity)
-    _stage_legends(figure, quantity)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.31, top=0.93, wspace=0.24)
+    _stage_legends(figure, quantity, bool(_tiled(sized).any() or _tiled(lengths).any()))
+    figure.subplots_adjust(left=0.078, right=0.982, bottom=0.29, top=0.935, wspace=0.22)
     return figure
 
 
@@ -73,16 +86,33 @@ def _components(axes: Axes, x: pd.Series, rows: pd.DataFrame, quantity: str) -> 
     """Share of each stage but the denoiser, and their sum, of whole videos."""
     if not len(rows):
         return
-    marks: dict[str, Any] = {"marker": "o", "markersize": 2.6, "linewidth": 0.8}
-    for stage, colour, _ in _PARTS:
-        share = [100 * stage_share(row, stage, quantity) for _, row in rows.iterrows()]
-        axes.plot(x, np.where(np.asarray(share) > 0, share, np.nan), color=colour, **marks)
-    total = [100 * other_share(row, quantity) for _, row in rows.iterrows()]
-    axes.plot(x, total, color=style.MEASURED_COLOUR, **(marks | {"markersize": 3.2}))
+    tiled = _tiled(rows)
+    for stage, colour, marker, _ in _PARTS:
+        share = np.array([100 * stage_share(row, stage, quantity) for _, row in rows.iterrows()])
+        _joined(axes, x, np.where(share > 0, share, np.nan), tiled, colour, marker)
+    total = np.array([100 * other_share(row, quantity) for _, row in rows.iterrows()])
+    _joined(axes, x, total, tiled, style.MEASURED_COLOUR, "o")
     if quantity == "energy":
-        times = [100 * other_share(row, "time") for _, row in rows.iterrows()]
-        hollow = {"marker": "o", "markersize": 3.4, "markerfacecolor": "none", "linestyle": "none"}
-        axes.plot(x, times, color=style.MEASURED_COLOUR, markeredgewidth=0.6, **hollow)  # type: ignore[arg-type]
+        times = pd.Series([100 * other_share(row, "time") for _, row in rows.iterrows()])
+        mean = times.groupby(x.to_numpy()).mean()
+        axes.plot(mean.index, mean, color=style.MEASURED_COLOUR, linestyle=_TIME_DASHES, linewidth=0.9)
+
+
+def _joined(
+    axes: Axes, x: pd.Series, share: NDArray[Any], tiled: NDArray[Any], colour: str, marker: str
+) -> None:
+    """A point for each row, and a line through the mean of those at one place (sizes of one area)."""
+    mean = pd.Series(share).groupby(x.to_numpy()).mean()
+    axes.plot(mean.index, mean, color=colour, linewidth=0.8)
+    for rows, look in ((~tiled, _FILLED), (tiled, _TILED)):
+        axes.plot(x[rows], share[rows], color=colour, marker=marker, linestyle="none", **look)
+
+
+def _tiled(rows: pd.DataFrame) -> NDArray[Any]:
+    """Whether the VAE worked in tiles, which overlap and cost more."""
+    # without any intervention the column is read as numbers, all NaN
+    found = [isinstance(i, str) and VAE_TILING in i.split("+") for i in rows["intervention"]]
+    return np.array(found, dtype=bool)
 
 
 def _steps(axes: Axes, configurations: pd.DataFrame, quantity: str) -> None:
@@ -101,6 +131,7 @@ def _steps(axes: Axes, configurations: pd.DataFrame, quantity: str) -> None:
                 linestyle=line,
                 linewidth=0.9,
             )
+            _limit(axes, model.steps_for(NEGLIGIBLE))
             axes.plot(
                 [model.equal_steps], [50], marker="x", color=style.PRINTED_COLOUR, markersize=6,
                 markeredgewidth=1.2, linestyle="none",
@@ -114,8 +145,20 @@ def _steps(axes: Axes, configurations: pd.DataFrame, quantity: str) -> None:
     axes.axvline(FEW_STEPS, color=style.PRINTED_COLOUR, linewidth=0.9, linestyle=(0, (1, 1.5)))
 
 
+def _limit(axes: Axes, steps: float) -> None:
+    """S from which on the denoiser has all but :data:`NEGLIGIBLE`, from the curve down to its number."""
+    if not np.isfinite(steps):
+        return
+    percent = 100 * NEGLIGIBLE
+    axes.plot([steps, steps], [_STEP_LOW, percent], color=style.PRINTED_COLOUR, linewidth=0.7)
+    axes.annotate(
+        f"{steps:.0f}", (steps, _STEP_LOW), xytext=(-2, 2), textcoords="offset points", ha="right",
+        va="bottom", fontsize=7, color=style.PRINTED_COLOUR,
+    )  # fmt: skip
+
+
 def _stage_axes(panels: Any, quantity: str) -> None:
-    of = "GPU energy" if quantity == "energy" else "Time"
+    of = "GPU energy" if quantity == "energy" else "time"
     labels = ("Pixels of a frame (megapixels)", "Frames (720×1280)", "Denoising steps S (81 frames)")
     titles = ("a  by size, 50 steps", "b  by length, 50 steps", "c  by steps")
     for axes, label, title in zip(panels, labels, titles, strict=True):
@@ -126,13 +169,15 @@ def _stage_axes(panels: Any, quantity: str) -> None:
         axes.set_xlabel(label)
         axes.set_title(title, loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
+        limit: dict[str, Any] = {"linewidth": 0.7, "linestyle": _LIMIT_DASHES, "zorder": 1}
+        axes.axhline(100 * NEGLIGIBLE, color=style.PRINTED_COLOUR, **limit)
     for axes, ticks in ((panels[0], _MEGAPIXEL_TICKS), (panels[2], _STEP_TICKS)):
         _log_x(axes, ticks)
-    panels[0].set_ylabel(f"{of} that is not the denoiser's (%)")
+    panels[0].set_ylabel(f"Share of {of} (%)")
     low = min(axes.get_ylim()[0] for axes in panels[:2])
     for axes in panels[:2]:
         axes.set_ylim(max(low, 0.005), 40)
-    panels[2].set_ylim(0.5, 100)
+    panels[2].set_ylim(_STEP_LOW, 100)
     panels[2].set_xlim(0.9, 230)
 
 
@@ -144,14 +189,31 @@ def _log_x(axes: Axes, ticks: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _stage_legends(figure: Figure, quantity: str) -> None:
-    dot: dict[str, Any] = {"marker": "o", "markersize": 3.2, "linewidth": 0.8}
-    handles = [Line2D([], [], color=style.MEASURED_COLOUR, label="All but the denoiser", **dot)]
-    handles += [Line2D([], [], color=colour, label=label, **dot) for _, colour, label in _PARTS]
+def _stage_legends(figure: Figure, quantity: str, tiled: bool) -> None:
+    dot: dict[str, Any] = {"markersize": 3.2, "markeredgewidth": 0, "linewidth": 0.8}
+    label = "All but the denoiser"
+    handles = [Line2D([], [], color=style.MEASURED_COLOUR, label=label, marker="o", **dot)]
     if quantity == "energy":
-        hollow = dot | {"markerfacecolor": "none", "linestyle": "none"}
-        label = "All but the denoiser, of time"
-        handles.append(Line2D([], [], color=style.MEASURED_COLOUR, label=label, **hollow))
+        dashes: dict[str, Any] = {"linestyle": _TIME_DASHES, "linewidth": 0.9}
+        handles.append(Line2D([], [], color=style.MEASURED_COLOUR, label=f"{label}, of time", **dashes))
+    for _, colour, marker, label in _PARTS:
+        handles.append(Line2D([], [], color=colour, label=label, marker=marker, **dot))
+    if tiled:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=style.MEASURED_COLOUR,
+                label="VAE in tiles",
+                marker="o",
+                linestyle="none",
+                **_TILED,
+            )
+        )
+    limit = f"{100 * NEGLIGIBLE:g} % (in c with its S)"
+    handles.append(
+        Line2D([], [], color=style.PRINTED_COLOUR, linewidth=0.7, linestyle=_LIMIT_DASHES, label=limit)
+    )
     figure.legend(handles=handles, loc="lower left", ncol=2, bbox_to_anchor=(0.01, 0.0), columnspacing=1.2)
     looks = zip(STEP_SIZES, _SIZE_LINES, _SIZE_MARKERS, _SIZE_FILLS, strict=True)
     sizes = [
@@ -160,7 +222,7 @@ def _stage_legends(figure: Figure, quantity: str) -> None:
         for (height, width), line, marker, fill in looks
     ]  # fmt: skip
     notes = [
-        Line2D([], [], color=style.PRINTED_COLOUR, marker="x", linestyle="none", label="Half and half"),
+        Line2D([], [], color=style.PRINTED_COLOUR, marker="x", linestyle="none", label="S of half and half"),
         Line2D([], [], color=style.PRINTED_COLOUR, linestyle=(0, (1, 1.5)), linewidth=0.9,
                label=f"S = {FEW_STEPS}, distilled models"),
     ]  # fmt: skip
@@ -194,26 +256,31 @@ def figure_codecarbon(
         return figure
     span = np.geomspace(min(short_window_s / 1.4, rows["window_s"].min()), rows["window_s"].max() * 1.2, 100)
     _difference_points(joules, rows, "difference_J", rows["counter_energy_J_ci95"])
-    joules.axhline(fit.delta_s * fit.idle_power_W, color=_FIT_COLOUR, linewidth=1.0)
+    joules.axhline(fit.delta_s * fit.idle_power_W, color=style.FIT_COLOUR, linewidth=1.0)
     band = 1.96 * fit.scatter_J
     centre = fit.delta_s * fit.idle_power_W
-    joules.axhspan(centre - band, centre + band, color=_FIT_COLOUR, alpha=0.15, linewidth=0)
+    joules.axhspan(centre - band, centre + band, color=style.FIT_COLOUR, alpha=_BAND_ALPHA, linewidth=0)
     joules.set_ylabel("CodeCarbon − counter (J)")
     _difference_points(
         percent, rows, "difference_percent", 100 * rows["counter_energy_J_ci95"] / rows["counter_energy_J"]
     )
     expected, scatter = fit.percent(span), fit.scatter_percent(span)
-    percent.plot(span, expected, color=_FIT_COLOUR, linewidth=1.0)
-    percent.fill_between(
-        span, expected - scatter, expected + scatter, color=_FIT_COLOUR, alpha=0.15, linewidth=0
-    )
+    seen = span >= rows["window_s"].min()
+    for part, line, alpha in ((seen, "solid", _BAND_ALPHA), (~seen, (0, (1, 1)), _BEYOND_ALPHA)):
+        percent.plot(span[part], expected[part], color=style.FIT_COLOUR, linestyle=line)
+        percent.fill_between(
+            span[part], (expected - scatter)[part], (expected + scatter)[part], color=style.FIT_COLOUR,
+            alpha=alpha, linewidth=0,
+        )  # fmt: skip
     bound = worst_percent(float(rows["tick_s"].median()), board_power_W, span, fit.mean_power_W)
     for sign in (-1, 1):
         percent.plot(span, sign * bound, color=style.PRINTED_COLOUR, linestyle=(0, (1, 1.5)), linewidth=0.9)
     percent.axvline(short_window_s, color=style.PRINTED_COLOUR, linewidth=0.7, linestyle=(0, (4, 2)))
     percent.set_ylabel("CodeCarbon − counter (%)")
-    limit = float(worst_percent(float(rows["tick_s"].median()), board_power_W, 8.0, fit.mean_power_W))
+    tick_s = float(rows["tick_s"].median())
+    limit = float(worst_percent(tick_s, board_power_W, _BOUND_FROM_S, fit.mean_power_W))
     percent.set_ylim(-limit, limit)
+    percent.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     for axes, title in ((joules, "a  in joules"), (percent, "b  in percent")):
         axes.axhline(0, color=style.PRINTED_COLOUR, linewidth=0.5, zorder=1)
         _log_x(axes, _WINDOW_TICKS)
@@ -222,7 +289,7 @@ def figure_codecarbon(
         axes.spines[["top", "right"]].set_visible(False)
     percent.set_xlim(span[0], span[-1])
     _codecarbon_legend(figure, fit, board_power_W, short_window_s)
-    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.33, top=0.92, wspace=0.2)
+    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.32, top=0.92, wspace=0.25)
     return figure
 
 
@@ -239,9 +306,10 @@ def _codecarbon_legend(figure: Figure, fit: ExtraWindow, board_power_W: float, s
     handles = [
         Line2D([], [], color=style.MEASURED_COLOUR, marker="o", markersize=2.8, linestyle="none",
                label="A record (bar: 95 % CI of the counter at the edges)"),
-        Line2D([], [], color=_FIT_COLOUR,
+        Line2D([], [], color=style.FIT_COLOUR,
                label=f"Fit: {delta_ms} ms more at idle power (95 % CI {low} to {high} ms)"),
-        Patch(color=_FIT_COLOUR, alpha=0.15, linewidth=0, label="1.96 standard deviations of scatter"),
+        Patch(color=style.FIT_COLOUR, alpha=_BAND_ALPHA, linewidth=0,
+              label="1.96 standard deviations of scatter (paler: beyond the data)"),
         Line2D([], [], color=style.PRINTED_COLOUR, linestyle=(0, (1, 1.5)), linewidth=0.9,
                label=f"One unseen tick at {board_power_W:.0f} W"),
         Line2D([], [], color=style.PRINTED_COLOUR, linestyle=(0, (4, 2)), linewidth=0.7,

@@ -18,7 +18,8 @@ PANELS = {
     "latency_s": ("step_time_s", "Latency, flash / {default}"),
     "gpu_energy_Wh": ("step_energy_J", "GPU energy, flash / {default}"),
 }
-TOKEN_TICKS = (5_000, 10_000, 20_000, 50_000, 100_000)
+TITLES = {"latency_s": "latency", "gpu_energy_Wh": "GPU energy"}
+KILOTOKEN_TICKS = (5, 10, 20, 50, 100, 200, 500)
 CURVE_POINTS = 200
 _DASHES = (0, (4, 2))
 
@@ -34,17 +35,18 @@ def figure_kernels(kernels: Kernels) -> Figure:
     style.apply()
     table = kernels_table(kernels)
     shown = [quantity for quantity in PANELS if (table["quantity"] == quantity).any()]
-    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 2.75))
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 2.9))
     grid: Any = figure.subplots(1, len(shown), squeeze=False)
     for axes, quantity in zip(grid[0], shown, strict=True):
         _panel(axes, kernels, table[table["quantity"] == quantity], quantity)
     low = min(axes.get_ylim()[0] for axes in grid[0])
     high = max(axes.get_ylim()[1] for axes in grid[0])
-    for axes in grid[0]:
+    for letter, axes, quantity in zip("ab", grid[0], shown, strict=False):
+        axes.set_title(f"{letter}  {TITLES[quantity]}", loc="left", fontweight="bold")
         axes.set_ylim(low, high)
         axes.spines[["top", "right"]].set_visible(False)
     _legend(figure, kernels)
-    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.26, top=0.97, wspace=0.24)
+    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.25, top=0.92, wspace=0.2)
     return figure
 
 
@@ -54,13 +56,13 @@ def _panel(axes: Axes, kernels: Kernels, rows: pd.DataFrame, quantity: str) -> N
     tokens = kernels.tokens
     grid = np.geomspace(tokens.min(), tokens.max(), CURVE_POINTS)
     curve = ratio_curve(kernels, grid)
-    colour = style.OPERATOR_COLOURS["self_attention"]
+    colour = style.FIT_COLOUR
     if quantity in curve:
-        axes.plot(grid, curve[quantity], color=colour)
+        axes.plot(grid / 1e3, curve[quantity], color=colour)
         fit = fits(kernels)[step]
         axes.axhline(fit.quadratic[FORCED] / fit.quadratic[DEFAULT], color=colour, linestyle=_DASHES)
     axes.errorbar(
-        rows["tokens"],
+        rows["tokens"] / 1e3,
         rows["ratio"],
         yerr=rows["ratio_ci95"].fillna(0),
         fmt="o",
@@ -75,7 +77,7 @@ def _panel(axes: Axes, kernels: Kernels, rows: pd.DataFrame, quantity: str) -> N
         below = place % 2 == 0  # ratios rise with ℓ: both sides of the line are free, and labels do not meet
         axes.annotate(
             f"{row['height']}×{row['width']}",
-            (row["tokens"], row["ratio"]),
+            (row["tokens"] / 1e3, row["ratio"]),
             xytext=(4, -4) if below else (-4, 4),
             textcoords="offset points",
             ha="left" if below else "right",
@@ -84,12 +86,12 @@ def _panel(axes: Axes, kernels: Kernels, rows: pd.DataFrame, quantity: str) -> N
             color=style.PRINTED_COLOUR,
         )
     axes.set_xscale("log")
-    axes.set_xlim(tokens.min() / 1.15, tokens.max() * 2.7)
-    axes.xaxis.set_major_locator(FixedLocator(TOKEN_TICKS))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlim(tokens.min() / 1.15e3, tokens.max() * 2.7 / 1e3)  # room for the last label
+    axes.xaxis.set_major_locator(FixedLocator(KILOTOKEN_TICKS))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("Tokens that the denoiser sees, ℓ")
+    axes.set_xlabel("Tokens ℓ that the denoiser sees (thousands)")
     axes.set_ylabel(label.format(default=_name(kernels)))
 
 
@@ -98,7 +100,7 @@ def _name(kernels: Kernels) -> str:
 
 
 def _legend(figure: Figure, kernels: Kernels) -> None:
-    colour = style.OPERATOR_COLOURS["self_attention"]
+    colour = style.FIT_COLOUR
     point: dict[str, Any] = {"color": style.MEASURED_COLOUR, "marker": "o", "markersize": 3.5}
     handles = [Line2D([], [], linestyle="none", label="Measured (95 % CI)", **point)]
     if fits(kernels):

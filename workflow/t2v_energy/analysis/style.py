@@ -14,10 +14,11 @@ TEXT_WIDTH_INCH = 16 / 2.54
 
 PNG_DPI = 200
 
-# Okabe and Ito's palette, which readers with any common colour blindness can tell apart.
+# Okabe and Ito's palette, which readers with any common colour blindness can tell apart.  Its sky blue is
+# lightened: beside the MLP's orange it would be the same grey.
 OPERATOR_COLOURS: Mapping[str, str] = {
     "self_attention": "#0072B2",
-    "cross_attention": "#56B4E9",
+    "cross_attention": "#A6DAF7",
     "mlp": "#E69F00",
     "vae": "#009E73",
     "text_encoder": "#D55E00",
@@ -38,6 +39,10 @@ OPERATOR_LABELS: Mapping[str, str] = {
 
 MEASURED_COLOUR = "#000000"
 PRINTED_COLOUR = "#4D4D4D"
+FIT_COLOUR = "#332288"
+"""Curves fitted to this project's own measurements, and what is counted beside them: no operator has it."""
+SECOND_COLOUR = "#AA4466"
+"""A second measured set beside the first."""
 
 _SETTINGS: Mapping[str, object] = {
     "font.family": "sans-serif",

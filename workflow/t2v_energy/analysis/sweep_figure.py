@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
 
 from t2v_energy.analysis import style
+from t2v_energy.analysis.scaling import TILE_TOKENS
 from t2v_energy.analysis.sweep import SETS, Count, Predictor, Sweep, half_bars, pass_means
 from t2v_energy.work import OPERATORS
 
@@ -37,19 +40,22 @@ LOGARITHMIC_STRIPS: Mapping[str, tuple[float, ...]] = {
 INSET_MEGAPIXELS = 2.0
 """What an inset of figure 2 shows enlarged where the whole goes far beyond."""
 INSET_MIN_RANGE = 2.0  # times INSET_MEGAPIXELS
-INSET_PLACE = (0.125, 0.35, 0.46, 0.59)  # of the panel: where a convex curve leaves room
+INSET_PLACE = (0.135, 0.44, 0.35, 0.47)  # of the panel: where the study's curve, too, leaves room
 
-_HEIGHT_INCH = 7.1
+_HEIGHT_INCH = 7.2
 _FEW = 2  # columns of panels that leave each room for an axis label of its own
 _DASHES = (0, (4, 2))
+# A dash no wider than a point: two passes are the caps of the bar from one to the other, and hide where they
+# agree.
 _PASS_MARKER: Mapping[str, Any] = {
-    "marker": "o",
+    "marker": "_",
     "linestyle": "none",
-    "markerfacecolor": "none",
-    "markeredgecolor": style.MEASURED_COLOUR,
-    "markeredgewidth": 0.5,
-    "markersize": 4.2,
+    "color": style.MEASURED_COLOUR,
+    "markeredgewidth": 0.7,
+    "markersize": 3.3,
 }
+_POINT_SIZE, _STRIP_POINT_SIZE = 4.4, 3.3
+_EDGE = 0.6  # white, around filled points, for the areas below are dark
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,13 @@ class _Column:
             return half_bars(self.sweep.rows, self.quantity)
         return self.sweep.rows[f"{self.quantity}_ci95"].fillna(0)
 
+    @property
+    def whole_tiles(self) -> pd.Series:
+        """Whether each row's tokens are a multiple of :data:`TILE_TOKENS`: its attention is faster."""
+        sweep = self.sweep
+        whole = [sweep.work("true", row).tokens % TILE_TOKENS == 0 for _, row in sweep.rows.iterrows()]
+        return pd.Series(whole, sweep.rows.index)
+
     def passes(self) -> tuple[list[float], list[float], list[Any]]:
         """Place, mean and row label of each pass, of rows that have several."""
         x, y, labels = [], [], []
@@ -106,12 +119,12 @@ def figure_sweep(sweep: Sweep, predictors: Mapping[str, Predictor]) -> Figure:
 
     Rows of panels: the study's formula and the true architecture, each at the µ of ``predictors`` (written
     above the row), stacked by operator, with the measurements as points and bars (:func:`half_bars`) and the
-    mean of each pass as a small open circle.  Below each panel, a strip with the theory's signed error in
-    percent of the measurement.  The panels are linear, as in the study; strips over pixels and steps are
-    logarithmic, so that the many small values are as legible as the few large ones, and where sizes go far
-    beyond :data:`INSET_MEGAPIXELS` an inset shows what is below.  The dashed line is the study's model with
-    its own constants.  Figure 4 has one column of panels a size and quantity.  Where a campaign has no GPU
-    energy, the CPU's is shown, without theory.
+    mean of each pass as a dash; points whose tokens are a multiple of :data:`TILE_TOKENS` are hollow.  Below
+    each panel, a strip with the theory's signed error in percent of the measurement.  The panels are linear,
+    as in the study; strips over pixels and steps are logarithmic, so that the many small values are as
+    legible as the few large ones, and where sizes go far beyond :data:`INSET_MEGAPIXELS` an inset shows what
+    is below.  The dashed line is the study's formula with its own constants.  Figure 4 has one column of
+    panels a size and quantity.  Where a campaign has no GPU energy, the CPU's is shown, without theory.
 
     Raises:
         UserError: the experiment is none of the study's sweeps, or its rows differ in something else than
@@ -141,27 +154,29 @@ def figure_sweep(sweep: Sweep, predictors: Mapping[str, Predictor]) -> Figure:
     return figure
 
 
-def _grid(figure: Figure, columns: Sequence[_Column]) -> Any:
+def _grid(figure: Figure, columns: Sequence[_Column]) -> NDArray[Any]:
     """Axes by row (panel, strip, panel, strip) and column.
 
     Columns without a label of their own stand close to the one that they share it with.
     """
     narrow = len(columns) > _FEW
-    widths, places = [], []
+    widths: list[float] = []
+    places = []
     for place, column in enumerate(columns):
         if narrow and column.label and place:
             widths.append(0.28)
         places.append(len(widths))
         widths.append(1.0)
-    # Of the thin row in the middle there is only the room for a title.
-    ratios: dict[str, Any] = {"height_ratios": (3.0, 1.5, 0.01, 3.0, 1.5), "width_ratios": widths}
-    whole: Any = figure.subplots(5, len(widths), squeeze=False, gridspec_kw=ratios)
-    kept = whole[[0, 1, 3, 4]][:, places]
-    for axes in set(whole.flat) - set(kept.flat):
-        axes.remove()
-    wspace = 0.14 if narrow else 0.26
-    figure.subplots_adjust(left=0.093, right=0.992, bottom=0.115, top=0.972, wspace=wspace, hspace=0.33)
-    return kept
+    bottom = 0.15 if columns[0].sweep.experiment in LOGARITHMIC_STRIPS else 0.135  # a second line of label
+    halves: Any = figure.add_gridspec(2, 1, left=0.093, right=0.985, bottom=bottom, top=0.972, hspace=0.165)
+    rows = []
+    for half in halves:
+        cells = half.subgridspec(
+            2, len(widths), height_ratios=(2, 1), width_ratios=widths, hspace=0.19,
+            wspace=0.14 if narrow else 0.26,
+        )  # fmt: skip
+        rows += [[figure.add_subplot(cells[row, place]) for place in places] for row in range(2)]
+    return np.array(rows, dtype=object)
 
 
 def _columns(sweep: Sweep) -> list[_Column]:
@@ -188,8 +203,8 @@ def _title(predictor: Predictor, with_energy: bool) -> str:
     fit = predictor.fit
     assert fit is not None  # both rows show a fitted µ
     value, low, high = (f"{number:#.3g}".rstrip(".") for number in (fit.value, fit.low, fit.high))
-    power = f", {predictor.power_W:.0f} W" if with_energy else ""
-    return f"{COUNT_TITLES[predictor.count]}: µ = {value} (95 % CI {low} to {high}){power}"
+    power = f" at {predictor.power_W:.0f} W" if with_energy else ""
+    return f"{COUNT_TITLES[predictor.count]}: fitted µ = {value} (95 % CI {low} to {high}){power}"
 
 
 # --- panels -------------------------------------------------------------------------------------------------
@@ -201,33 +216,47 @@ def _panel(axes: Axes, column: _Column, predictor: Predictor, printed: Predictor
     _points(axes, column)
     note = [column.size] if column.size else []
     if not column.theory:
-        note.append("no theory: the model is of the GPU")
+        note.append("no theory:\nit is of the GPU")
     axes.text(0.04, 0.95, "\n".join(note), transform=axes.transAxes, va="top", ha="left", fontsize=7)
 
 
 def _points(axes: Axes, column: _Column) -> None:
-    """The mean of the passes with bars, and each pass; rows whose VAE worked in tiles are squares."""
+    """The mean of the passes with bars, and each pass as a dash."""
     if column.theory:
         x, y, _ = column.passes()
-        axes.plot(x, y, zorder=6, **_PASS_MARKER)
-    _bars(axes, column, column.y, column.half, size=2.6)
+        axes.plot(x, y, zorder=4, **_PASS_MARKER)
+    _bars(axes, column, column.y, column.half, _POINT_SIZE, _EDGE)
 
 
-def _bars(axes: Axes, column: _Column, y: pd.Series, half: pd.Series, size: float) -> None:
-    tiled = column.sweep.tiled
-    for rows, marker, larger in ((~tiled, "o", 1.0), (tiled, "s", 1.5)):
-        if rows.any():
-            axes.errorbar(
-                column.x[rows],
-                y[rows],
-                yerr=half[rows],
-                fmt=marker,
-                color=style.MEASURED_COLOUR,
-                markersize=size * larger,
-                markeredgewidth=0,
-                elinewidth=0.9,
-                zorder=5,
-            )
+def _bars(axes: Axes, column: _Column, y: pd.Series, half: pd.Series, size: float, edge: float = 0) -> None:
+    """Points with bars: squares where the VAE worked in tiles, hollow where tokens fill whole tiles."""
+    tiled, whole = column.sweep.tiled, column.whole_tiles
+    for square in (False, True):
+        for hollow in (False, True):
+            rows = (tiled == square) & (whole == hollow)
+            if rows.any():
+                axes.errorbar(
+                    column.x[rows],
+                    y[rows],
+                    yerr=half[rows],
+                    ecolor=style.MEASURED_COLOUR,
+                    markersize=size * (1.2 if square else 1),
+                    elinewidth=0.9,
+                    zorder=5,
+                    **_mark(square, hollow, edge),
+                )
+
+
+def _mark(square: bool, hollow: bool, edge: float = 0) -> dict[str, Any]:
+    """How a measured point looks, in panels and in the legend."""
+    face, rim = (style.MEASURED_COLOUR, "white") if not hollow else ("white", style.MEASURED_COLOUR)
+    return {
+        "marker": "s" if square else "o",
+        "linestyle": "none",
+        "markerfacecolor": face,
+        "markeredgecolor": rim,
+        "markeredgewidth": edge if not hollow else 0.8,
+    }
 
 
 def _stack(axes: Axes, column: _Column, predictor: Predictor, printed: Predictor) -> None:
@@ -258,20 +287,20 @@ def _inset(axes: Axes, column: _Column, predictor: Predictor, printed: Predictor
     inset.xaxis.set_major_locator(_locator(4))
     inset.yaxis.set_major_locator(_locator(4))
     inset.tick_params(length=2, pad=1.5)
-    inset.patch.set_alpha(0.9)
+    inset.set_title("The smaller sizes", loc="left", fontsize=7, pad=2)
     inset.spines[["top", "right"]].set_visible(False)
 
 
 def _error_strip(axes: Axes, column: _Column, predictor: Predictor) -> None:
-    """Signed error of the theory, percent of each measurement; open circles: of each pass's mean."""
+    """Signed error of the theory, percent of each measurement; dashes: of each pass's mean."""
     axes.axhline(0, color=style.PRINTED_COLOUR, linewidth=0.6)
     if not column.theory:
         return
     predicted, measured = column.sweep.predicted(predictor, column.quantity), column.y
     x, means, labels = column.passes()
     errors = [100 * (predicted[label] / mean - 1) for label, mean in zip(labels, means, strict=True)]
-    axes.plot(x, errors, zorder=6, **{**_PASS_MARKER, "markersize": 3.4})
-    _bars(axes, column, 100 * (predicted / measured - 1), 100 * column.half / measured, size=2.2)
+    axes.plot(x, errors, zorder=4, **_PASS_MARKER)
+    _bars(axes, column, 100 * (predicted / measured - 1), 100 * column.half / measured, _STRIP_POINT_SIZE)
 
 
 # --- scales and legend --------------------------------------------------------------------------------------
@@ -298,14 +327,21 @@ def _scales(grid: Any, columns: Sequence[_Column]) -> None:
             panel.set_xlim(0, column.x.max() * 1.04)
             panel.xaxis.set_major_locator(_locator(4 if narrow else 6))
             strip.set_ylim(low, high)
-            strip.set_ylabel("Error (%)" if column.label else "")
+            strip.set_ylabel("Theory error (%)" if column.label else "")
             strip.yaxis.set_major_locator(_locator(5))
             _strip_scale(strip, column, narrow)
             for axes in (panel, strip):
                 axes.tick_params(labelleft=bool(column.label))
-        grid[-1, place].set_xlabel(column.sweep.varied.label)
+        grid[-1, place].set_xlabel(_x_label(column.sweep))
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
+
+
+def _x_label(sweep: Sweep) -> str:
+    """Of panel and strip, which differ where the strip is logarithmic."""
+    if sweep.experiment not in LOGARITHMIC_STRIPS:
+        return sweep.varied.label
+    return f"{sweep.varied.label}\n(strips: log scale)"
 
 
 def _locator(intervals: int) -> MaxNLocator:
@@ -328,28 +364,35 @@ def _strip_scale(strip: Axes, column: _Column, narrow: bool) -> None:
 
 
 def _legend(figure: Figure, sweep: Sweep, printed: Predictor) -> None:
-    """Two lines below the panels: operators in the order in which the areas are stacked, and the marks."""
+    """Lines below the panels: operators as the areas are stacked, measured marks, the study's own model."""
     areas = [Patch(color=style.OPERATOR_COLOURS[o], label=style.OPERATOR_LABELS[o]) for o in OPERATORS]
-    measured: dict[str, Any] = {"color": style.MEASURED_COLOUR, "linestyle": "none", "markeredgewidth": 0}
+    column = _Column(sweep, "latency_s", "", True)
     label = "Measured (bars: passes or 95 % CI)"
-    marks = [Line2D([], [], marker="o", markersize=3.2, label=label, **measured)]
+    marks = [Line2D([], [], label=label, markersize=_STRIP_POINT_SIZE, **_mark(False, False))]
     if sweep.rows["latency_s_pass_spread_percent"].notna().any():
         marks.append(Line2D([], [], label="One pass", **_PASS_MARKER))
+    if column.whole_tiles.any():
+        label = f"Tokens a multiple of {TILE_TOKENS}"
+        marks.append(Line2D([], [], label=label, markersize=_STRIP_POINT_SIZE, **_mark(False, True)))
     if sweep.tiled.any():
-        marks.append(Line2D([], [], marker="s", markersize=4, label="VAE in tiles", **measured))
+        marks.append(
+            Line2D([], [], label="VAE in tiles", markersize=1.2 * _STRIP_POINT_SIZE, **_mark(True, False))
+        )
+    lines: list[tuple[Sequence[Any], float]] = [(areas, 1.4), (marks, 1.4)]
     if not sweep.accelerator.nominal:
-        label = f"The study's own: µ = {printed.efficiency}, {printed.power_W:.0f} W"
-        marks.append(Line2D([], [], color=style.PRINTED_COLOUR, linestyle=_DASHES, label=label))
-    lines: tuple[tuple[float, Sequence[Any]], ...] = ((0.025, areas), (0.0, marks))
-    for bottom, handles in lines:
+        label = f"The study's formula with its own µ = {printed.efficiency} and {printed.power_W:.0f} W"
+        own = Line2D([], [], color=style.PRINTED_COLOUR, linestyle=_DASHES, label=label)
+        lines.append(([own], 2.4))
+    for place, (handles, length) in enumerate(lines, start=1):
         figure.legend(
             handles=handles,
             loc="lower center",
             ncol=len(handles),
             columnspacing=1.1,
-            handlelength=1.4,
+            handlelength=length,
             handletextpad=0.5,
-            bbox_to_anchor=(0.5, bottom),
+            borderpad=0.2,
+            bbox_to_anchor=(0.5, 0.0225 * (len(lines) - place)),
         )
 
 
