@@ -90,6 +90,21 @@ class TestNumbers:
         found = comparison_numbers.comparison_numbers(tables, measured, FOLDER)
         assert not [key for key in found if "difference" in key or key.endswith("_ratio")]
 
+    def test_the_third_step_that_stands_out_most(self) -> None:
+        drift = pd.DataFrame(
+            {
+                "configuration": "c", "generation": [1, 2, 1], "part": "step 3",
+                "step_time_s": [1.25, 0.99, 2.0], "step_time_percent": [125.0, 99.0, 100.5],
+            }
+        )  # fmt: skip
+        table = validation.drift_table([])
+        drift = pd.concat([table, drift]) if len(table) else drift.reindex(columns=table.columns)
+        found = comparison_numbers._drift_numbers(drift, "f")
+        assert found["validation.drift.third_step_most"].value == pytest.approx(25)
+        assert found["validation.drift.third_step_extra"].value == pytest.approx(250)
+        assert found["validation.drift.third_step_others"].value == pytest.approx(1)
+        assert comparison_numbers._drift_numbers(drift.iloc[:1], "f") == {}
+
     def test_first_steps_and_drift(self, numbers: Numbers) -> None:
         assert numbers["validation.steps.records"].value == 2
         assert numbers["validation.steps.generations"].value == 6

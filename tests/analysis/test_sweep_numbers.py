@@ -165,3 +165,52 @@ def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(UserError, match="given twice: a"):
         number_parts.merged(part, part)
     assert number_parts.merged(part, {}) == part
+
+
+def test_one_configuration_is_held_against_itself_on_every_board(tmp_path: Path) -> None:
+    found = build(tmp_path, synthetic.configurations())
+    model = load_model(synthetic.REPOSITORY, "wan2.1-t2v-1.3b")
+    value = true_work(model, 720, 1280, 81, 50).total_flop / (synthetic.MU * synthetic.PEAK)
+    slow = synthetic.SLOWER
+    # resolution and frames on boards A and C, steps on A, where it is the mean of both
+    board_a = value * (2 * 2 * slow / (1 + slow) + 1) / 3
+    board_c = value * 2 / (1 + slow)
+    assert found["boards.720x1280.count"].value == 2
+    assert found["boards.720x1280.latency_most"].value == pytest.approx(board_a)
+    assert found["boards.720x1280.latency_least"].value == pytest.approx(board_c)
+    assert found["boards.720x1280.latency_spread"].value == pytest.approx(100 * (board_a / board_c - 1))
+    assert found["boards.720x1280.gpu_energy_least"].value == pytest.approx(
+        board_c * synthetic.POWER_W / 3600
+    )
+
+
+def test_shapes_are_held_against_480x832_on_their_own_board(tmp_path: Path) -> None:
+    shapes = [
+        synthetic.row("resolution", size, uuids=(board,), times=1.02)
+        for size, board in (((624, 640), "GPU-D"), ((832, 480), "GPU-E"))
+    ]
+    # board D is 5 % faster than the mean: against that the shape is 7.4 % slower, against the mean 2 %
+    steps = synthetic.row("steps", (480, 832), protocol="full", uuids=("GPU-D",), n=1, times=0.95)
+    table = synthetic.configurations()
+    table = table[~((table["experiment"] == "steps") & (table["num_inference_steps"] == 50))]
+    value = values(tmp_path, pd.concat([table, pd.DataFrame([*shapes, steps])]))
+    for name in ("least", "most"):  # board E never ran 480×832
+        found = value[f"resolution.shapes.same_board_latency_{name}"]
+        assert found == pytest.approx(100 * (1.02 / 0.95 - 1))
+        assert value[f"resolution.shapes.latency_{name}"] == pytest.approx(2)
+
+
+def test_passes_on_one_board_are_counted_apart(tmp_path: Path) -> None:
+    rows = [synthetic.row("frames", (720, 1280), frames) for frames in (25, 29, 33)]
+    for row, spread in zip(rows, (1.0, 0.2, 0.1), strict=True):
+        row["latency_s_pass_spread_percent"] = spread
+    for row in rows[1:]:
+        row["gpu_uuids"] = "GPU-A;GPU-A"
+    base = synthetic.root(tmp_path / "root", pd.DataFrame(rows))
+    found = sweep_numbers.same_board_numbers(read_sweep(base, "h200", CONFIGURATIONS, "frames"))
+    assert found["frames.same_board.lengths"].value == 2
+    assert found["frames.same_board.latency_most"].value == pytest.approx(0.2)
+    assert found["frames.same_board.latency_median"].value == pytest.approx(0.15)
+    alone = pd.DataFrame([synthetic.row("frames", (720, 1280), 25)])
+    base = synthetic.root(tmp_path / "alone", alone)
+    assert sweep_numbers.same_board_numbers(read_sweep(base, "h200", CONFIGURATIONS, "frames")) == {}

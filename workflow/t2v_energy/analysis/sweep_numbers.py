@@ -15,6 +15,7 @@ import pandas as pd
 from t2v_energy.analysis import setup_numbers
 from t2v_energy.analysis.facts import Facts
 from t2v_energy.analysis.number_parts import (
+    QUANTITIES,
     Numbers,
     board_numbers,
     cell_numbers,
@@ -30,10 +31,11 @@ from t2v_energy.analysis.number_parts import (
     own_efficiency_numbers,
     range_numbers,
     spread_numbers,
+    stem,
 )
 from t2v_energy.analysis.numbers import Number, Source, decimals
 from t2v_energy.analysis.resolution_numbers import DESCRIBED_SIZES, resolution_numbers
-from t2v_energy.analysis.sweep import Predictor, Sweep, row_label
+from t2v_energy.analysis.sweep import Predictor, Sweep, board_means, row_label
 from t2v_energy.errors import UserError
 
 DESCRIBED_FRAMES = 81
@@ -70,6 +72,8 @@ def sweep_numbers(
         setup_numbers.validity_numbers(),
         setup_numbers.slow_numbers(facts),
         common_numbers(sweeps, predictors),
+        described_boards_numbers(sweeps),
+        same_board_shape_numbers(sweeps),
     ]
     if (resolution := sweeps.get("resolution")) is not None:
         parts.append(resolution_numbers(resolution, predictors, table, table_file))
@@ -96,6 +100,74 @@ def common_numbers(sweeps: Mapping[str, Sweep], predictors: Mapping[str, Predict
     return numbers
 
 
+def described_means(sweeps: Mapping[str, Sweep], size: tuple[int, int], quantity: str) -> dict[str, float]:
+    """Mean of ``quantity`` by GPU UUID of one size at 81 frames and 50 steps, over all sweeps with it."""
+    means: dict[str, list[float]] = {}
+    wanted = {
+        "height": size[0],
+        "width": size[1],
+        "num_frames": DESCRIBED_FRAMES,
+        "num_inference_steps": DESCRIBED_STEPS,
+    }
+    for sweep in sweeps.values():
+        rows = sweep.rows[(sweep.rows[list(wanted)] == pd.Series(wanted)).all(axis="columns")]
+        for _, row in rows.iterrows():
+            for uuid, mean in board_means(row, quantity).items():
+                means.setdefault(uuid, []).append(mean)
+    return {uuid: sum(values) / len(values) for uuid, values in means.items()}
+
+
+def described_boards_numbers(sweeps: Mapping[str, Sweep]) -> Numbers:
+    """``boards.<size>.*``: least and largest cost of one configuration among the boards that measured it."""
+    numbers: Numbers = {}
+    file = next(iter(sweeps.values())).source
+    for height, width in DESCRIBED_SIZES:
+        prefix = f"boards.{height}x{width}"
+        where = f"{height}×{width}, {DESCRIBED_FRAMES} frames, {DESCRIBED_STEPS} steps"
+        for quantity, unit in QUANTITIES.items():
+            means = described_means(sweeps, (height, width), quantity).values()
+            if len(means) < 2:
+                continue
+            source = Source(file, where, f"{quantity}_pass_means, mean by gpu_uuids")
+            numbers[f"{prefix}.count"] = Number(len(means), "", "constant", source)
+            least, most = min(means), max(means)
+            for name, value in (("least", least), ("most", most)):
+                key = f"{prefix}.{stem(quantity)}_{name}"
+                numbers[key] = Number(value, unit, "measured", source, digits=decimals(value, 4))
+            spread = 100 * (most / least - 1)
+            key = f"{prefix}.{stem(quantity)}_spread"
+            numbers[key] = Number(spread, "%", "measured", source, digits=1)
+    return numbers
+
+
+def same_board_shape_numbers(sweeps: Mapping[str, Sweep]) -> Numbers:
+    """``resolution.shapes.same_board_*``: shapes with the pixels of 480×832 against it on their own board.
+
+    Shapes whose board did not measure 480×832 at 81 frames and 50 steps are left out.
+    """
+    resolution = sweeps.get("resolution")
+    if resolution is None:
+        return {}
+    height, width = DESCRIBED_SIZES[0]
+    rows = resolution.rows
+    others = rows[(rows["height"] * rows["width"] == height * width) & (rows["height"] != height)]
+    numbers: Numbers = {}
+    for quantity in QUANTITIES:
+        reference = described_means(sweeps, (height, width), quantity)
+        differences = [
+            100 * (mean / reference[uuid] - 1)
+            for _, row in others.iterrows()
+            for uuid, mean in board_means(row, quantity).items()
+            if uuid in reference
+        ]
+        where = f"{everywhere(resolution)}, shapes of {height}×{width}'s pixels / {height}×{width}"
+        source = Source(resolution.source, where, f"{quantity}_pass_means of one board: ratio − 1")
+        for name, pick in (("least", min), ("most", max)) if differences else ():
+            key = f"resolution.shapes.same_board_{stem(quantity)}_{name}"
+            numbers[key] = Number(pick(differences), "%", "measured", source, digits=1)
+    return numbers
+
+
 # --- frames -------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +186,7 @@ def frames_numbers(
         range_numbers(sweep),
         spread_numbers(sweep, named),
         board_numbers(sweep, sweep.rows, "all lengths"),
+        same_board_numbers(sweep),
         aligned_numbers(sweep),
         own_efficiency_numbers(sweep),
         mape_numbers("frames", table, table_file),
@@ -144,6 +217,25 @@ def _frames_swept(sweep: Sweep) -> Numbers:
     for name, value in ratios.items():
         source = Source(sweep.source, where, name)
         numbers[f"frames.range.{name}"] = Number(value, "", "constant", source, digits=decimals(value, 3))
+    return numbers
+
+
+def same_board_numbers(sweep: Sweep) -> Numbers:
+    """``frames.same_board.*``: how far two passes on one board lie apart, over the lengths that had such."""
+    rows = sweep.rows
+    boards = [str(cell).split(";") for cell in rows["gpu_uuids"]]
+    same = rows[[len(uuids) > 1 and len(set(uuids)) == 1 for uuids in boards]]
+    numbers: Numbers = {}
+    for quantity in QUANTITIES:
+        spread = same[f"{quantity}_pass_spread_percent"].dropna()
+        if not len(spread):
+            continue
+        where = f"{everywhere(sweep)}, both passes on one board"
+        source = Source(sweep.source, where, f"{quantity}_pass_spread_percent")
+        numbers["frames.same_board.lengths"] = Number(len(same), "", "constant", source)
+        for name, value in (("median", float(spread.median())), ("most", float(spread.max()))):
+            key = f"frames.same_board.{stem(quantity)}_{name}"
+            numbers[key] = Number(value, "%", "measured", source, digits=2)
     return numbers
 
 
