@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import tiny
 from records import GPU, configuration, make_record, write
-from t2v_energy.dag import Dag, read_dag
+from t2v_energy.analysis import sweep_figure
+from t2v_energy.dag import SWEEP_FIGURES, Dag, read_dag
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import seal
 from t2v_energy.plan import make_plan
@@ -138,6 +139,48 @@ def test_what_to_ask_a_cluster_for(root: Path) -> None:
     )
     with pytest.raises(UserError, match="has no batch frames/nothing"):
         found.runtime_minutes("frames", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("experiments", "figures", "compares", "analyses"),
+    [
+        (["resolution"], ["fig2"], False, ["sweeps", "scaling", "breakdown", "theory"]),
+        (["frames"], ["fig3"], False, ["sweeps", "scaling", "breakdown", "theory"]),
+        (["steps"], ["fig4"], True, ["sweeps", "scaling", "breakdown", "comparison", "theory"]),
+        (["steps", "resolution"], ["fig2", "fig4"], True,
+         ["sweeps", "scaling", "breakdown", "comparison", "theory"]),
+        (["validation"], [], True, ["comparison", "theory"]),
+        (["kernels"], [], True, ["comparison", "theory"]),
+        (["more.steps"], [], False, ["theory"]),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_campaign_gets_what_its_experiments_have_data_for(
+    root: Path, experiments: list[str], figures: list[str], compares: bool, analyses: list[str]
+) -> None:
+    campaign = {"key": "some", "title": "x", "accelerator": "cpu", "device": "cpu"}
+    sizes = {"vary": [{"height": h, "width": w} for h, w in SIZES]}
+    tiny.write_yaml(root, "campaigns/some", campaign | {"experiments": dict.fromkeys(experiments, sizes)})
+    found = dag(root, "some")
+    assert found.sweep_figures == figures
+    assert found.compares is compares
+    assert found.analyses == analyses
+
+
+def test_the_figures_of_the_dag_are_those_that_are_drawn() -> None:
+    """The Snakefile imports no pandas, so it has a list of its own."""
+    assert dict(sweep_figure.FIGURES) == SWEEP_FIGURES
+
+
+def test_every_analysis_has_its_notebook(root: Path) -> None:
+    every = {"resolution": {}, "frames": {}, "steps": {}, "validation": {}, "kernels": {}}
+    campaign = {"key": "some", "title": "x", "accelerator": "h200", "device": "cuda"}
+    tiny.write_yaml(root, "campaigns/some", campaign | {"experiments": every})
+    (root / "config/experiments/frames.yaml").write_text(
+        (tiny.ROOT / "config/experiments/frames.yaml").read_text()
+    )
+    notebooks = {path.stem for path in (tiny.ROOT / "workflow/notebooks").glob("*.ipynb")}
+    assert set(dag(root, "some").analyses) == notebooks
 
 
 def test_the_workflow_runs_in_its_own_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

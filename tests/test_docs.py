@@ -17,11 +17,48 @@ import pytest
 from clone import Clone
 from t2v_energy import cli, config_reference
 from t2v_energy.aggregation import aggregate
+from t2v_energy.analysis import (
+    cost,
+    efficiency,
+    instruments,
+    kernels,
+    scaling,
+    stages,
+    tables,
+    theory,
+    theory_thresholds,
+    validation,
+)
 from t2v_energy.analysis.numbers import Number
-from t2v_energy.analysis.tables import TABLE3_COLUMNS
 from t2v_energy.metering.accuracy import accuracy_table
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLES = {
+    "table1": theory.TABLE1_COLUMNS,
+    "table3": tables.TABLE3_COLUMNS,
+    "table5": theory.TABLE5_COLUMNS,
+    "table6": theory.TABLE6_COLUMNS,
+    "table7": theory_thresholds.TABLE7_COLUMNS,
+    "table7b": theory_thresholds.TABLE7B_COLUMNS,
+    "scaling": scaling.SCALING_COLUMNS,
+    "regime_fits": scaling.REGIME_FIT_COLUMNS,
+    "regimes": scaling.REGIME_COLUMNS,
+    "doubling": scaling.DOUBLING_COLUMNS,
+    "efficiency": efficiency.EFFICIENCY_COLUMNS,
+    "power": efficiency.POWER_COLUMNS,
+    "steps": efficiency.STEPS_COLUMNS,
+    "stages": stages.STAGE_COLUMNS,
+    "stages_once": stages.ONCE_COLUMNS,
+    "codecarbon": instruments.CODECARBON_COLUMNS,
+    "cost": cost.COST_COLUMNS,
+    "cost_carbon": cost.CARBON_COLUMNS,
+    "validation": validation.VALIDATION_COLUMNS,
+    "validation_steps": validation.STEPS_COLUMNS,
+    "validation_drift": validation.DRIFT_COLUMNS,
+    "kernels": kernels.KERNELS_COLUMNS,
+    "kernels_fit": kernels.FIT_COLUMNS,
+}
+"""Columns of results/tables/<campaign>/<name>.csv."""
 DOCUMENTS = sorted(
     path
     for folder in (ROOT, ROOT / "config", ROOT / "profiles", ROOT / "docs")
@@ -168,13 +205,31 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
     built = {
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
-        "table3.csv": list(TABLE3_COLUMNS),
+        **{f"{name}.csv": list(columns) for name, columns in TABLES.items()},
         "meter.csv": list(accuracy_table(ticks_s=(0.1,))[0]),
         "<campaign>.json": [field.name for field in fields(Number)],
     }
     assert described.keys() == built.keys()
     for name, columns in built.items():
         assert not set(columns) - described[name], f"docs/tables.md does not describe these of {name}"
+
+
+def test_every_table_that_is_built_is_described(clone: Clone) -> None:
+    built = {
+        Path(name).stem for name in clone.outputs() if re.fullmatch(r"results/tables/h200/.*\.csv", name)
+    }
+    could_be = set(TABLES) - {"kernels", "kernels_fit", "validation", "validation_steps", "validation_drift"}
+    assert could_be <= built <= set(TABLES)
+
+
+def test_the_contents_of_the_tables_list_every_heading() -> None:
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## `(.*)`$", text, flags=re.M)
+    anchors = {re.sub(r"[^\w-]", "", name.lower()) for name in headings}
+    assert len(anchors) == len(headings)
+    assert re.findall(r"\]\(#([\w-]+)\)", text.partition("\n## ")[0]) == [
+        re.sub(r"[^\w-]", "", name.lower()) for name in headings
+    ]
 
 
 def test_the_meters_errors_are_those_of_its_table() -> None:

@@ -19,9 +19,10 @@ from t2v_energy.measurement.sealing import is_sealed
 SMOKE = ("--config", "campaign=smoke")
 RULE_FILES = [REPOSITORY / "Snakefile", *sorted((REPOSITORY / "workflow/rules").glob("*.smk"))]
 ALL_RULES = "\n".join(path.read_text(encoding="utf-8") for path in RULE_FILES)
-RULES = re.findall(r"^rule (\w+):\n((?:(?: .*)?\n)+)", ALL_RULES, re.MULTILINE)
+RULES = re.findall(r"^ *rule (\w+):\n((?:(?: .*)?\n)+?)(?=^ *rule |^\S|\Z)", ALL_RULES, re.MULTILINE)
 ON_GPU = {name for name, body in RULES if re.search(r"^ +gpu=", body, re.MULTILINE)}
-PAPER = {"aggregate", "resolution", "numbers", "compile_paper"}
+ANALYSES = {"sweeps", "scaling", "breakdown", "comparison", "theory"}
+PAPER = {"aggregate", *ANALYSES, "numbers", "compile_paper"}
 RECORD = re.compile(r"__(full|sampled)_r\d+\.json$")
 
 
@@ -200,7 +201,7 @@ def test_trap_7_editing_code_measures_nothing_anew(built_smoke: Built, tmp_path:
     assert "aggregate" in planned, "stages on the CPU do follow the code"
     assert not planned & {"prompts", *ON_GPU}
 
-    notebook = clone.root / "workflow/notebooks/resolution.ipynb"
+    notebook = clone.root / "workflow/notebooks/sweeps.ipynb"
     content = json.loads(notebook.read_text(encoding="utf-8"))
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
@@ -215,10 +216,10 @@ def test_trap_7_editing_code_measures_nothing_anew(built_smoke: Built, tmp_path:
 def test_trap_8_a_notebook_that_fails_stays(built_smoke: Built, tmp_path: Path) -> None:
     """Trap 8: Snakemake deletes a failed job's outputs; the executed notebook is a log, so it stays."""
     clone = built_smoke.clone.copy(tmp_path / "clone")
-    executed = clone.root / "logs/notebooks/smoke/resolution.ipynb"
+    executed = clone.root / "logs/notebooks/smoke/sweeps.ipynb"
     executed.unlink()
     clone.change("results/aggregated/smoke/configurations.csv", ",latency_s,", ",latency_hours,")
-    done = clone.snakemake(*SMOKE)
+    done = clone.snakemake("results/figures/smoke/fig2.pdf", *SMOKE)
     assert done.returncode != 0
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
@@ -313,11 +314,11 @@ def test_lint_finds_nothing(clone: Clone, campaign: str) -> None:
 
 
 def test_a_figure_needs_only_its_own_jobs(clone: Clone) -> None:
-    assert clone.planned("figures/fig2.pdf") == {"aggregate": 1, "resolution": 1}
+    assert clone.planned("figures/fig2.pdf") == {"aggregate": 1, "sweeps": 1}
 
 
 def test_records_are_never_outputs(clone: Clone) -> None:
     """Snakemake deletes outputs of failed jobs and of jobs that it is about to rerun."""
     outputs = clone.outputs(*SMOKE) + clone.outputs()
-    assert [name for name in outputs if "/batches/" in name], "the smoke campaign's batch has an index"
+    assert [name for name in outputs if "/batches/" in name], "the smoke campaign's batches have indices"
     assert not [name for name in outputs if RECORD.search(name)]

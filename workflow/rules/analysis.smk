@@ -28,8 +28,8 @@ if STUDY.sweep_figures:
             "../../envs/analysis.yaml"
         params:
             campaign=STUDY.campaign,
-            figures=STUDY.figures,
-            records=RECORDS,
+            figures=lambda wildcards, output: Path(output.figures[0]).parent,
+            records=lambda wildcards: RECORDS,
             table=lambda wildcards, output: output.tables[0].removesuffix(".csv"),
         message:
             "Stage 4: figures 2 to 4 and table 3 of campaign {STUDY.campaign}"
@@ -112,8 +112,8 @@ if STUDY.sweep_figures:
             "../../envs/analysis.yaml"
         params:
             campaign=STUDY.campaign,
-            figures=STUDY.figures,
-            records=RECORDS,
+            figures=lambda wildcards, output: Path(output.figures[0]).parent,
+            records=lambda wildcards: RECORDS,
             tables=lambda wildcards, output: Path(output.tables[0]).parent,
         message:
             "Stage 4: stages, CodeCarbon and what measuring campaign {STUDY.campaign} cost"
@@ -154,8 +154,8 @@ if STUDY.compares:
             "../../envs/analysis.yaml"
         params:
             campaign=STUDY.campaign,
-            figures=STUDY.figures,
-            records=RECORDS,
+            figures=lambda wildcards: STUDY.figures,
+            records=lambda wildcards: RECORDS,
             tables=lambda wildcards, output: Path(output.tables[0]).parent,
         message:
             "Stage 4: whole against sampled generations, and attention kernels, of campaign {STUDY.campaign}"

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from t2v_energy.config import KEY_PATTERN, Accelerator, Campaign, Experiment, ModelFile, Settings
 from t2v_energy.errors import UserError
+from t2v_energy.grids import Grid
 from t2v_energy.prompts import SLOTS, Vocabulary
 
 README = Path("config") / "README.md"
@@ -44,6 +45,12 @@ SECTIONS = (
         "`t2v-energy plan` predicts costs.",
         Accelerator,
         "<accelerator>.",
+    ),
+    Section(
+        "config/grids.yaml",
+        "One entry a grid, by its key: yearly means of generation, without losses on the way to the plug.",
+        Grid,
+        "<grid>.",
     ),
     Section(
         "config/prompts.yaml",

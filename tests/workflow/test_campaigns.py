@@ -1,0 +1,53 @@
+"""What is planned for campaigns that measure less than the study, or something else."""
+
+from __future__ import annotations
+
+import pytest
+from clone import IN_CPU_SMALL, QUICK, Clone
+
+VARY = [{"height": 32, "width": 32}, {"height": 32, "width": 48}]
+CONFIG = ("--config", "campaign=some")
+SWEEPS = {"sweeps", "scaling", "breakdown"}
+ALWAYS = {"prompts", "measure_batch", "aggregate", "theory", "meter", "figures", "tables", "all"}
+
+
+def _campaign(clone: Clone, *experiments: str) -> None:
+    own = {key: {**IN_CPU_SMALL, "vary": VARY} for key in experiments}
+    clone.write_campaign("some", protocols=QUICK, experiments=own)
+
+
+@pytest.mark.parametrize(
+    ("experiments", "analyses", "figures"),
+    [
+        (("resolution",), SWEEPS, {"fig2", "exponents", "stages", "codecarbon"}),
+        (("steps",), SWEEPS | {"comparison"}, {"fig4", "exponents", "stages", "codecarbon"}),
+        (("validation",), {"comparison"}, set()),
+        (("kernels",), {"comparison"}, {"kernels"}),
+        (("mine",), set(), set()),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
+)
+def test_only_what_has_data_is_planned(
+    clone: Clone, experiments: tuple[str, ...], analyses: set[str], figures: set[str]
+) -> None:
+    text = (clone.root / "config/experiments/resolution.yaml").read_text(encoding="utf-8")
+    (clone.root / "config/experiments/mine.yaml").write_text(text.replace("key: resolution", "key: mine"))
+    _campaign(clone, *experiments)
+    planned = set(clone.planned(*CONFIG))
+    assert planned - {"figures", "tables"} == ALWAYS - {"figures", "tables"} | analyses
+    assert set(clone.planned("figures", "tables", *CONFIG)) == planned - {"all"} | {"figures", "tables"}
+    built = [name for name in clone.outputs(*CONFIG) if name.startswith("results/figures/some/")]
+    assert {name for name in built if name.endswith(".pdf")} == {
+        f"results/figures/some/{name}.pdf" for name in figures
+    }
+
+
+def test_an_experiment_of_ones_own_is_built_to_its_end(clone: Clone) -> None:
+    """None of the study's sweeps: measured, aggregated, and nothing of stage 4 needs more."""
+    text = (clone.root / "config/experiments/resolution.yaml").read_text(encoding="utf-8")
+    (clone.root / "config/experiments/mine.yaml").write_text(text.replace("key: resolution", "key: mine"))
+    _campaign(clone, "mine")
+    done = clone.snakemake("--cores", "2", *CONFIG)
+    assert done.returncode == 0, done.stdout
+    assert (clone.root / "results/tables/some/table7.csv").stat().st_size > 0
+    assert clone.planned(*CONFIG) == {}
