@@ -305,3 +305,9 @@ def test_the_figure_shows_what_the_table_says(measured: kernels.Kernels) -> None
         assert np.allclose(
             np.interp(rows["tokens"] / 1e3, *curve.get_data()), rows["fitted_ratio"], rtol=1e-3
         )
+
+
+def test_where_nothing_can_be_compared_the_figure_says_so(tmp_path: Path) -> None:
+    figure = kernels_figure.figure_nothing_to_compare()
+    assert "both" in figure.texts[0].get_text()
+    assert all(path.stat().st_size > 0 for path in style.save(figure, tmp_path / "kernels"))

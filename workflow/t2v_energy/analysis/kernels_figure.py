@@ -50,6 +50,15 @@ def figure_kernels(kernels: Kernels) -> Figure:
     return figure
 
 
+def figure_nothing_to_compare() -> Figure:
+    """What stands in the figure's place where no size ran both with flash forced and as torch chooses."""
+    style.apply()
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 1.0))
+    text = "No size was measured both with flash forced and with torch's own choice."
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
 def _panel(axes: Axes, kernels: Kernels, rows: pd.DataFrame, quantity: str) -> None:
     step, label = PANELS[quantity]
     axes.axhline(1, color=style.PRINTED_COLOUR, linewidth=0.6)
