@@ -142,7 +142,9 @@ def test_the_figure_says_from_which_steps_on_little_is_not_the_denoisers(table: 
         assert any(list(line.get_ydata()) == [5, 5] for line in axes.lines)
     once = stages.once_table(table)
     once = once[(once["experiment"] == "resolution") & (once["quantity"] == "energy")]
-    sizes = [once[(once["height"] == h) & (once["width"] == w)] for h, w in breakdown_figure.STEP_SIZES]
+    swept = breakdown_figure.step_sizes(table)
+    assert [size[:2] for size in swept] == list(synthetic.STEPS)
+    sizes = [once[(once["height"] == h) & (once["width"] == w)] for h, w, _ in swept]
     numbers = [f"{float(size['steps_for_5_percent'].iloc[0]):.0f}" for size in sizes]
     assert [text.get_text() for text in drawn.axes[2].texts] == numbers
 
@@ -165,3 +167,17 @@ def test_the_figure_is_drawn_of_what_there_is(
 ) -> None:
     part = table[table["experiment"].isin(kept)].assign(intervention="")
     assert style.save(breakdown_figure.figure_stages(part), tmp_path / "stages")[1].stat().st_size > 0
+
+
+def test_labels_name_only_what_the_rows_hold_fixed(table: pd.DataFrame) -> None:
+    plain = table.assign(intervention="")
+    drawn = breakdown_figure.figure_stages(plain)
+    titles = [axes.get_title(loc="left") for axes in drawn.axes]
+    assert titles == ["a  by size, 50 steps", "b  by length, 50 steps", "c  by steps"]
+    assert [axes.get_xlabel() for axes in drawn.axes[1:]] == [
+        "Frames (720×1280)",
+        "Denoising steps S (81 frames)",
+    ]
+    mixed = plain["experiment"].eq("frames") & plain["num_frames"].eq(plain["num_frames"].max())
+    other = plain.assign(height=np.where(mixed, 480, plain["height"]))
+    assert breakdown_figure.figure_stages(other).axes[1].get_xlabel() == "Frames"

@@ -27,8 +27,7 @@ from t2v_energy.analysis.stages import (
 )
 from t2v_energy.analysis.sweep import VAE_TILING
 
-STEP_SIZES = ((480, 832), (720, 1280))
-FRAMES = 81
+MAX_STEP_SIZES = 2  # as many as there are marks for
 # In greyscale the colours are alike: markers tell the stages apart.
 _PARTS = (
     ("vae_decode", style.OPERATOR_COLOURS["vae"], "s", "VAE decoder"),
@@ -58,28 +57,35 @@ _WINDOW_TICKS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def figure_stages(configurations: pd.DataFrame) -> Figure:
     """Share that is not the denoiser, percent: against pixels, frames and denoising steps S.
 
-    Left and middle: 50 steps (as measured there), the GPU energy's share by stage, and of time the sum alone;
+    Left and middle: the GPU energy's share by stage, and of time the sum alone;
     lines join the mean of the points of one size or length, and hollow points had their VAE in tiles.  Right:
     points are whole generations, lines are modelled from the sampled costs of the same size, once a video and
     a step (:class:`t2v_energy.analysis.stages.OnceAndStep`), with the S from which on they are at most
     :data:`t2v_energy.analysis.stages.NEGLIGIBLE`.  A dashed line in all panels is at that share.
-    Energy gives way to time where a
-    campaign has no counter.
+    Energy gives way to time where a campaign has no counter.
     """
     style.apply()
     figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 3.5))
     panels: Any = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1, 1, 1.2)})
     quantity = "energy" if configurations["gpu_energy_Wh"].notna().any() else "time"
     sized = measured_rows(configurations, "resolution")
-    sized = sized[(sized["num_frames"] == FRAMES)]
     _components(panels[0], sized["pixels"] / 1e6, sized, quantity)
     lengths = measured_rows(configurations, "frames")
     _components(panels[1], lengths["num_frames"], lengths, quantity)
     _steps(panels[2], configurations, quantity)
-    _stage_axes(panels, quantity)
-    _stage_legends(figure, quantity, bool(_tiled(sized).any() or _tiled(lengths).any()))
+    _stage_axes(panels, quantity, sized, lengths, measured_rows(configurations, "steps"))
+    _stage_legends(
+        figure, quantity, step_sizes(configurations), bool(_tiled(sized).any() or _tiled(lengths).any())
+    )
     figure.subplots_adjust(left=0.078, right=0.982, bottom=0.29, top=0.935, wspace=0.22)
     return figure
+
+
+def step_sizes(configurations: pd.DataFrame) -> list[tuple[int, int, int]]:
+    """Height, width and frames of the sizes that experiment ``steps`` ran at: the smallest, by pixels."""
+    whole = measured_rows(configurations, "steps")[["height", "width", "num_frames"]].drop_duplicates()
+    found = [(int(h), int(w), int(t)) for h, w, t in whole.itertuples(index=False)]
+    return sorted(found, key=lambda size: size[0] * size[1] * size[2])[:MAX_STEP_SIZES]
 
 
 def _components(axes: Axes, x: pd.Series, rows: pd.DataFrame, quantity: str) -> None:
@@ -120,9 +126,9 @@ def _steps(axes: Axes, configurations: pd.DataFrame, quantity: str) -> None:
     whole, sampled = measured_rows(configurations, "steps"), measured_rows(configurations, "resolution")
     sampled = sampled[sampled["protocol"] == "sampled"]
     curve = np.geomspace(1, 200, 120)
-    looks = zip(STEP_SIZES, _SIZE_LINES, _SIZE_MARKERS, _SIZE_FILLS, strict=True)
-    for (height, width), line, marker, fill in looks:
-        if (row := row_at(sampled, height, width, FRAMES)) is not None:
+    looks = zip(step_sizes(configurations), _SIZE_LINES, _SIZE_MARKERS, _SIZE_FILLS, strict=False)
+    for (height, width, frames), line, marker, fill in looks:
+        if (row := row_at(sampled, height, width, frames)) is not None:
             model = once_and_step(row, quantity)
             axes.plot(
                 curve,
@@ -136,7 +142,8 @@ def _steps(axes: Axes, configurations: pd.DataFrame, quantity: str) -> None:
                 [model.equal_steps], [50], marker="x", color=style.PRINTED_COLOUR, markersize=6,
                 markeredgewidth=1.2, linestyle="none",
             )  # fmt: skip
-        points = whole[(whole["height"] == height) & (whole["width"] == width)]
+        at = (whole["height"] == height) & (whole["width"] == width) & (whole["num_frames"] == frames)
+        points = whole[at]
         share = [100 * other_share(point, quantity) for _, point in points.iterrows()]
         axes.plot(
             points["num_inference_steps"], share, marker=marker, color=style.MEASURED_COLOUR,
@@ -157,10 +164,27 @@ def _limit(axes: Axes, steps: float) -> None:
     )  # fmt: skip
 
 
-def _stage_axes(panels: Any, quantity: str) -> None:
+def _held(rows: pd.DataFrame, *columns: str) -> str:
+    """The one value that ``rows`` have in common, as ``720×1280``; nothing where they differ."""
+    values = rows[list(columns)].drop_duplicates()
+    return "×".join(str(int(value)) for value in values.iloc[0]) if len(values) == 1 else ""
+
+
+def _stage_axes(
+    panels: Any, quantity: str, sized: pd.DataFrame, lengths: pd.DataFrame, whole: pd.DataFrame
+) -> None:
     of = "GPU energy" if quantity == "energy" else "time"
-    labels = ("Pixels of a frame (megapixels)", "Frames (720×1280)", "Denoising steps S (81 frames)")
-    titles = ("a  by size, 50 steps", "b  by length, 50 steps", "c  by steps")
+    size, frames = _held(lengths, "height", "width"), _held(whole, "num_frames")
+    labels = (
+        "Pixels of a frame (megapixels)",
+        "Frames" + (f" ({size})" if size else ""),
+        "Denoising steps S" + (f" ({frames} frames)" if frames else ""),
+    )
+    steps = [_held(rows, "num_inference_steps") for rows in (sized, lengths)]
+    titles = [
+        name + (f", {held} steps" if held else "")
+        for name, held in zip(("a  by size", "b  by length", "c  by steps"), (*steps, ""), strict=True)
+    ]
     for axes, label, title in zip(panels, labels, titles, strict=True):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator(_PERCENT_TICKS))
@@ -189,7 +213,7 @@ def _log_x(axes: Axes, ticks: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _stage_legends(figure: Figure, quantity: str, tiled: bool) -> None:
+def _stage_legends(figure: Figure, quantity: str, sizes: list[tuple[int, int, int]], tiled: bool) -> None:
     dot: dict[str, Any] = {"markersize": 3.2, "markeredgewidth": 0, "linewidth": 0.8}
     label = "All but the denoiser"
     handles = [Line2D([], [], color=style.MEASURED_COLOUR, label=label, marker="o", **dot)]
@@ -215,11 +239,11 @@ def _stage_legends(figure: Figure, quantity: str, tiled: bool) -> None:
         Line2D([], [], color=style.PRINTED_COLOUR, linewidth=0.7, linestyle=_LIMIT_DASHES, label=limit)
     )
     figure.legend(handles=handles, loc="lower left", ncol=2, bbox_to_anchor=(0.01, 0.0), columnspacing=1.2)
-    looks = zip(STEP_SIZES, _SIZE_LINES, _SIZE_MARKERS, _SIZE_FILLS, strict=True)
-    sizes = [
+    looks = zip(sizes, _SIZE_LINES, _SIZE_MARKERS, _SIZE_FILLS, strict=False)
+    swept = [
         Line2D([], [], color=style.MEASURED_COLOUR, linestyle=line, linewidth=0.9, marker=marker,
                markerfacecolor=fill, markersize=3.8, label=f"{height}×{width}")
-        for (height, width), line, marker, fill in looks
+        for (height, width, _), line, marker, fill in looks
     ]  # fmt: skip
     notes = [
         Line2D([], [], color=style.PRINTED_COLOUR, marker="x", linestyle="none", label="S of half and half"),
@@ -227,7 +251,7 @@ def _stage_legends(figure: Figure, quantity: str, tiled: bool) -> None:
                label=f"S = {FEW_STEPS}, distilled models"),
     ]  # fmt: skip
     figure.legend(
-        handles=sizes + notes, loc="lower right", ncol=2, bbox_to_anchor=(1.0, 0.0), columnspacing=1.2,
+        handles=swept + notes, loc="lower right", ncol=2, bbox_to_anchor=(1.0, 0.0), columnspacing=1.2,
         handlelength=2.6, title="c: points are whole videos, lines modelled", title_fontsize=7,
     )  # fmt: skip
 
