@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import records as planted
 from t2v_energy.analysis import cost
+from t2v_energy.analysis.tables import write_csvs
 from t2v_energy.grids import Grid
 
 START = datetime(2025, 11, 21, tzinfo=UTC)
@@ -220,7 +221,7 @@ def test_cut_runs_and_their_own_rows_check_nothing() -> None:
 
 def test_tables_are_written_alike_each_time(tmp_path: Path) -> None:
     table = cost.cost_table({"resolution": [record()]}, configurations((ID, 100.0)))
-    files = [cost.write_csv(table, tmp_path / name / "cost.csv") for name in ("a", "b")]
+    files = [write_csvs({"cost": table}, tmp_path / name)[0] for name in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert list(pd.read_csv(files[0]).columns) == list(cost.COST_COLUMNS)
     assert cost.cost_latex(table).count(r"\\") == 1 + len(table)

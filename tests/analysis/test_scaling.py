@@ -12,6 +12,7 @@ import synthetic_sweeps as synthetic
 from figure_checks import assert_legible
 from scipy.stats import t as student_t
 from t2v_energy.analysis import scaling, scaling_figure, style
+from t2v_energy.analysis.tables import write_csvs
 from t2v_energy.errors import UserError
 from t2v_energy.work import true_work, wan
 
@@ -453,5 +454,5 @@ def test_tables_are_the_same_bytes_twice(campaign: scaling.Campaign, tmp_path: P
     texts = []
     for name in ("a", "b"):
         built = {"scaling": scaling.scaling_table(campaign), "doubling": scaling.doubling_table(campaign)}
-        texts.append([path.read_bytes() for path in scaling.write_tables(built, tmp_path / name)])
+        texts.append([path.read_bytes() for path in write_csvs(built, tmp_path / name)])
     assert texts[0] == texts[1]

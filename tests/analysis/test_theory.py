@@ -202,7 +202,7 @@ def test_files_are_whole_plain_and_the_same_each_time(tmp_path: Path) -> None:
     first = theory_tables.write_tables(built(), tmp_path / "a" / "b")
     second = theory_tables.write_tables(built(), tmp_path / "c")
     assert [path.name for path in first] == [
-        f"table{n}.{ending}" for n in ("1", "5", "6", "7", "7b") for ending in ("csv", "tex")
+        f"table{n}.{ending}" for ending in ("csv", "tex") for n in ("1", "5", "6", "7", "7b")
     ]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     for path in first:

@@ -12,6 +12,7 @@ import pytest
 import records
 import synthetic_campaign as synthetic
 from t2v_energy.analysis import validation
+from t2v_energy.analysis.tables import write_csvs
 from t2v_energy.config import ProtocolSettings
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Spans, Windows
@@ -303,8 +304,8 @@ class TestDrift:
 
 def test_tables_are_written_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     frame = validation.validation_table(synthetic.configurations())
-    (first,) = validation.write_tables({"validation": frame}, tmp_path / "new" / "a")
-    (again,) = validation.write_tables({"validation": frame}, tmp_path / "b")
+    (first,) = write_csvs({"validation": frame}, tmp_path / "new" / "a")
+    (again,) = write_csvs({"validation": frame}, tmp_path / "b")
     assert first.name == "validation.csv"
     assert first.read_bytes() == again.read_bytes()
     assert pd.read_csv(first)["difference_percent"].to_numpy() == pytest.approx(

@@ -35,6 +35,7 @@ from t2v_energy.analysis.paper import compile_paper, used_numbers
 from t2v_energy.analysis.resolution_numbers import row_label
 from t2v_energy.analysis.scaling_numbers import scaling_numbers
 from t2v_energy.analysis.sweep_figure import FIGURES
+from t2v_energy.analysis.tables import write_csvs
 from t2v_energy.analysis.theory import read_theory
 from t2v_energy.analysis.theory_numbers import measured_calls, theory_numbers
 from t2v_energy.errors import UserError
@@ -86,7 +87,7 @@ def build_scaling(base: Path) -> None:
         "power": efficiency.power_table(measured),
         "steps": efficiency.steps_table(measured),
     }
-    scaling.write_tables(tables, base / TABLES)
+    write_csvs(tables, base / TABLES)
     write(base / "results/numbers/h200/scaling.json", scaling_numbers(measured, tables, TABLES))
 
 
@@ -97,7 +98,7 @@ def build_breakdown(base: Path, records_root: Path) -> None:
     raw = instruments.read_records("results/raw/h200", raw_root, measured["experiment"].unique())
     grids = load_grids(ROOT)
     costs = cost.cost_table(raw, measured)
-    cost.write_csv(costs, base / TABLES / "cost.csv")
+    write_csvs({"cost": costs}, base / TABLES)
     found = breakdown_numbers.breakdown_numbers(
         stages.read_configurations(base / synthetic.CONFIGURATIONS),
         instruments.codecarbon_table(raw),

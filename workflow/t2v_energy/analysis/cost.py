@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite, nan, sqrt
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -267,13 +266,6 @@ def carbon_table(costs: pd.DataFrame, grids: Mapping[str, Grid]) -> pd.DataFrame
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table with six significant digits; the same table gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(table.to_csv(index=False, float_format="%.6g"), encoding="utf-8")
-    return path
 
 
 def cost_latex(costs: pd.DataFrame) -> str:

@@ -864,17 +864,3 @@ def _doubling_lines(
                 "ratio_flop": works[1].total_flop / works[0].total_flop,
                 "whole_tiles_from": bool(first["whole_tiles"]), "whole_tiles_to": bool(second["whole_tiles"]),
             }  # fmt: skip
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Write ``<folder>/<name>.csv`` of each table; the same tables give the same bytes. Returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, table in tables.items():
-        path = folder / f"{name}.csv"
-        path.write_text(table.to_csv(index=False, float_format="%.6g"), encoding="utf-8")
-        written.append(path)
-    return written

@@ -73,6 +73,15 @@ def write_table3(table: pd.DataFrame, stem: Path) -> list[Path]:
     return [csv, tex]
 
 
+def write_csvs(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
+    """Write ``<folder>/<name>.csv`` of each table, seven significant digits. Returns the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{name}.csv" for name in tables]
+    for path, table in zip(written, tables.values(), strict=True):
+        path.write_text(table.to_csv(index=False, float_format="%.7g"), encoding="utf-8")
+    return written
+
+
 def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str, caption: str) -> str:
     """A LaTeX table for the package booktabs; cells are taken as text and escaped."""
     lines = [f"% {caption}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", _line(header), r"\midrule"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from t2v_energy.analysis.tables import write_csvs
 from t2v_energy.analysis.theory import Theory, table1, table5, table6
 from t2v_energy.analysis.theory_thresholds import table7, table7b
 
@@ -78,13 +79,11 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]
 
     ``tables`` has keys of :data:`TABLES`.  Returns the files written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = write_csvs(tables, folder)
     for name, table in tables.items():
-        csv, tex = folder / f"{name}.csv", folder / f"{name}.tex"
-        csv.write_text(table.to_csv(index=False, float_format="%.6g"), encoding="utf-8")
+        tex = folder / f"{name}.tex"
         tex.write_text(_latex(table, _LAYOUTS[name]), encoding="utf-8")
-        written += [csv, tex]
+        written.append(tex)
     return written
 
 

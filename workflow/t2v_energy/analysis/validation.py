@@ -423,14 +423,3 @@ def _sensors(record: Record, start_s: float, end_s: float) -> dict[str, float]:
         "temperature_C": mean(samples.temperature_C),
         "capped_percent": 100 * mean(capped),
     }
-
-
-def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Write each table to ``<folder>/<name>.csv``; folders are made. Returns the files written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, table in tables.items():
-        path = folder / f"{name}.csv"
-        path.write_text(table.to_csv(index=False, float_format="%.7g"), encoding="utf-8")
-        written.append(path)
-    return written
