@@ -566,7 +566,7 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
         f"{_place(campaign, key, 'protocols')}, protocols",
     )
     found: dict[tuple[str, Protocol], Listed] = {}
-    separator = "." if "vary" in campaign.experiments[key] else ", "
+    separator = "." if "vary" in campaign.experiments.get(key, {}) else ", "
     for index, entry in enumerate(experiment.vary):
         where = f"{_place(campaign, key, 'vary')}{separator}vary[{index}]"
         varied = entry.model_dump(exclude_none=True, include=set(Variation.model_fields))
@@ -584,7 +584,7 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
 
 def _place(campaign: Campaign, experiment: str, key: str) -> str:
     """Where ``key`` of an experiment is written: in the campaign's file or in the experiment's own."""
-    if key in campaign.experiments[experiment]:
+    if key in campaign.experiments.get(experiment, {}):
         return f"config/campaigns/{campaign.key}.yaml, experiments.{experiment}"
     return f"config/experiments/{experiment}.yaml"
 
