@@ -502,3 +502,18 @@ class TestIds:
 
     def test_parse_gives_the_object(self) -> None:
         assert parse(config.Hub, {"id": "a/b", "revision": "0" * 40}, "x").id == "a/b"
+
+
+def test_guidance_that_is_off_is_refused_where_passes_are_counted_with_it(tmp_path: Path) -> None:
+    root = tiny.make_root(
+        tmp_path / "root", experiments=tiny.resolution(vary=[{"height": 32, "guidance_scale": 1}])
+    )
+    with pytest.raises(UserError, match="switches guidance off"):
+        listed(root, "tiny", "resolution")
+
+
+def test_the_most_generations_are_no_fewer_than_the_least(tmp_path: Path) -> None:
+    protocols = {"sampled": {"generations": 9, "max_generations": 8}}
+    root = tiny.make_root(tmp_path / "root", protocols=protocols)
+    with pytest.raises(UserError, match="max_generations is below generations"):
+        listed(root, "tiny", "resolution")

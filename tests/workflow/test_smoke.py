@@ -130,11 +130,11 @@ def _assert_prompts_change_and_records_do_not(copy: Clone) -> None:
     before, text = _records(copy), (copy.root / PROMPTS).read_text(encoding="utf-8")
     assert copy.planned(*SMOKE)["measure_batch"] == len(RECORDS), "each batch has a look at what it has"
     one = _index(copy, "steps")  # one batch shows it: each would take ten seconds to find nothing to do
-    done = copy.snakemake(*SMOKE, one)
+    done = copy.snakemake(one, *SMOKE)
     assert done.returncode == 0, done.stdout
     assert (copy.root / PROMPTS).read_text(encoding="utf-8") != text
     assert _records(copy) == before
-    assert copy.planned(*SMOKE, one) == {}
+    assert copy.planned(one, *SMOKE) == {}
 
 
 def test_a_record_that_was_moved_away_is_measured_again_and_no_other(copy: Clone) -> None:
@@ -143,14 +143,14 @@ def test_a_record_that_was_moved_away_is_measured_again_and_no_other(copy: Clone
     moved = sorted(before)[0]
     (copy.raw("smoke", moved.partition("/")[0]) / Path(moved).name).rename(copy.root / Path(moved).name)
     assert copy.planned(*SMOKE)["measure_batch"] == 1, "the other experiments' batches are left alone"
-    done = copy.snakemake(*SMOKE, "measure")
+    done = copy.snakemake("measure", *SMOKE)
     assert done.returncode == 0, done.stdout
     after = _records(copy)
     assert set(after) == set(before)
     assert {name for name in before if after[name] != before[name]} == {moved}
-    again = copy.snakemake(*SMOKE, "measure")  # Snakemake notices that the list of what lacks is empty again
+    again = copy.snakemake("measure", *SMOKE)  # Snakemake notices that the list of what lacks is empty again
     assert again.returncode == 0
-    assert copy.planned(*SMOKE, "measure") == {}
+    assert copy.planned("measure", *SMOKE) == {}
     assert _records(copy) == after
 
 

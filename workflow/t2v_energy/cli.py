@@ -151,9 +151,10 @@ def _state(folder: Path, record: str) -> str:
     """Whether a planned measurement is sealed data, measured, or still to be taken."""
     from t2v_energy.measurement.sealing import is_sealed
 
+    sealed = is_sealed(folder)
     if not (folder / record).exists():
-        return "to measure"
-    return "sealed" if is_sealed(folder) else "measured"
+        return "sealed without it" if sealed else "to measure"
+    return "sealed" if sealed else "measured"
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import check_known
@@ -182,6 +182,12 @@ class SampledProtocol(Strict):
     max_ci95_percent: Positive = Field(
         1.0, description="[%] … half the 95 % interval of the composed latency is no larger"
     )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> SampledProtocol:
+        if self.max_generations < self.generations:
+            raise ValueError(f"max_generations is below generations ({self.generations})")
+        return self
 
 
 class ProtocolSettings(Strict):
@@ -520,6 +526,13 @@ def check_runnable(configuration: Configuration, model: ModelFile, where: str) -
                 where=where,
                 remedy=f"use {valid}",
             )
+    if model.passes_per_step > 1 and configuration.guidance_scale <= 1:
+        raise UserError(
+            f"guidance_scale: {configuration.guidance_scale:g} switches guidance off; a step then makes one "
+            f"pass instead of the {model.passes_per_step} that {model.key} is counted with",
+            where=where,
+            remedy="use a scale above 1, or a model file of its own with `passes_per_step: 1`",
+        )
     frames, step, offset = configuration.num_frames, limits.frames_multiple, limits.frames_offset
     if frames < max(offset, 1) or (frames - offset) % step:
         nearest = max(round((frames - offset) / step) * step + offset, offset or step)

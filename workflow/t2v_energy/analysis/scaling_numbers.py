@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 
 import pandas as pd
 
@@ -246,10 +246,8 @@ def _thresholds(campaign: Campaign, file: str) -> dict[str, Number | None]:
                 found[f"{prefix}.tokens_nearly_quadratic"] = Number(
                     round(tokens, -3), "tokens", "modelled", source
                 )
-                frames = 4 * (tokens / each - 1) + 1
-                found[f"{prefix}.frames_nearly_quadratic"] = Number(
-                    round(frames), "frames", "modelled", source
-                )
+                frames = 4 * ceil(tokens / each - 1) + 1  # the pipeline makes 4k + 1
+                found[f"{prefix}.frames_nearly_quadratic"] = Number(frames, "frames", "modelled", source)
             if regimes.fit.ragged_fitted:
                 source = Source(file, where, "ragged over whole at the most tokens")
                 most = float(regimes.rows["tokens"].max())
