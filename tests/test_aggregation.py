@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from records import (
     CPU_W,
+    IDLE_W,
     LOOP_W,
     ONCE_J,
     ONCE_S,
@@ -20,6 +21,7 @@ from records import (
     TEXT_W,
     VAE_S,
     VAE_W,
+    Timeline,
     configuration,
     environment,
     make_record,
@@ -29,7 +31,7 @@ from records import (
 from t2v_energy.aggregation import aggregate, merged_estimate
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import Record, record_paths, to_json
+from t2v_energy.measurement.record import Record, Spans, Windows, record_paths, to_json
 from t2v_energy.work import true_work
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +124,32 @@ class TestConfigurations:
         row = one_row(tmp_path, whole)
         assert row["latency_s"] == pytest.approx(ONCE_S + 4.0)
         assert row["gpu_energy_Wh"] == pytest.approx((ONCE_J + 4.0 * LOOP_W) / 3600, rel=1e-4)
+
+    def test_settled_steps_stand_for_those_that_were_not_run(self, tmp_path: Path) -> None:
+        """Two steps of 1.2 s at 600 W, then settled ones of 1 s at 500 W: of 50 steps 48 are like the latter."""
+        line = Timeline()
+        line.pass_time(1.0, IDLE_W)
+        line.window("warmup", 1)
+        line.close()
+        for _ in range(3):
+            line.window("generation", 5)
+            line.span("text_encoder", -1, 0, TEXT_S, TEXT_W)
+            for step in range(5):
+                line.span("denoiser", step, 0, *((1.2, 600.0) if step < 2 else (1.0, 500.0)))
+            line.span("vae_decode", -1, 0, VAE_S, VAE_W)
+            line.close()
+            line.pass_time(0.1, IDLE_W)
+        line.pass_time(1.0, IDLE_W)
+        made = {"windows": Windows(**line.windows), "spans": Spans(**line.spans), "ticks": line.ticks()}
+        row = one_row(tmp_path, make_record(**made, samples=line.samples(1.0, 0x4)))
+        loop_s, loop_J = 2 * 1.2 + 48, 2 * 1.2 * 600 + 48 * 500
+        once_s, once_J = TEXT_S + VAE_S, TEXT_S * TEXT_W + VAE_S * VAE_W
+        assert row["latency_s"] == pytest.approx(once_s + loop_s)
+        assert row["gpu_energy_Wh"] == pytest.approx((once_J + loop_J) / 3600, rel=1e-3)
+        assert row["step_time_s"] == pytest.approx(loop_s / 50)
+        assert row["step_energy_J"] == pytest.approx(loop_J / 50, rel=1e-3)
+        assert row["denoiser_time_share"] == pytest.approx(loop_s / (once_s + loop_s))
+        assert row["denoiser_energy_share"] == pytest.approx(loop_J / (once_J + loop_J), rel=1e-3)
 
     def test_shares_are_of_the_whole_video(self, tmp_path: Path) -> None:
         row = one_row(tmp_path, make_record(steps=4))

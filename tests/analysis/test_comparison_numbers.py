@@ -13,16 +13,18 @@ import papermill
 import pytest
 import records
 import synthetic_campaign as synthetic
-from t2v_energy.analysis import comparison_numbers, kernels, validation
+from t2v_energy.analysis import comparison_numbers, kernels, settling, validation
 from t2v_energy.analysis.comparison_numbers import Numbers
+from t2v_energy.measurement.record import to_json
 
 CSV = Path("results/aggregated/h200/configurations.csv")
 NOTEBOOK = synthetic.REPOSITORY / "workflow" / "notebooks" / "comparison.ipynb"
 FOLDER = "results/tables/h200"
+TABLES = ("validation", "validation_steps", "validation_drift", "settling", "kernels", "kernels_fit")
 
 
 def tables_of(base: Path) -> tuple[dict[str, pd.DataFrame], kernels.Kernels | None]:
-    """The notebook's five tables and the measured kernels."""
+    """The notebook's tables and the measured kernels."""
     raw = base / "results" / "raw" / "h200"
     wholes = validation.read_whole(raw / name for name in validation.WHOLE_EXPERIMENTS)
     measured = kernels.read_kernels(base, "h200", CSV)
@@ -30,6 +32,7 @@ def tables_of(base: Path) -> tuple[dict[str, pd.DataFrame], kernels.Kernels | No
         "validation": validation.validation_table(pd.read_csv(base / CSV)),
         "validation_steps": validation.steps_table(wholes),
         "validation_drift": validation.drift_table(wholes),
+        "settling": settling.settling_table(json.loads(to_json(whole.record)) for whole in wholes),
         "kernels": kernels.kernels_table(measured),
         "kernels_fit": kernels.fit_table(measured),
     }, measured
@@ -90,6 +93,18 @@ class TestNumbers:
         found = comparison_numbers.comparison_numbers(tables, measured, FOLDER)
         assert not [key for key in found if "difference" in key or key.endswith("_ratio")]
 
+    def test_pairs_on_two_boards_are_counted(self, base: Path) -> None:
+        tables, measured = tables_of(base)
+        table = tables["validation"]
+        assert (
+            comparison_numbers.comparison_numbers(tables, measured, FOLDER)["validation.two_boards"].value
+            == 0
+        )
+        table.loc[table["configuration"] == table["configuration"].iloc[0], "same_board"] = "no"
+        found = comparison_numbers.comparison_numbers(tables, measured, FOLDER)
+        assert found["validation.two_boards"].value == 1
+        assert found["validation.sizes"].value == len(synthetic.VALIDATION) - 1
+
     def test_the_third_step_that_stands_out_most(self) -> None:
         drift = pd.DataFrame(
             {
@@ -111,6 +126,9 @@ class TestNumbers:
         for name in ("latency", "gpu_energy"):
             most, mean = (float(numbers[f"validation.steps.{name}_{end}"].value) for end in ("most", "mean"))
             assert abs(mean) <= most < 0.05
+            assert float(numbers[f"validation.steps.{name}_next_of_all"].value) < 0.05
+        assert numbers["validation.settling.limit"].value == 2
+        assert numbers["validation.settling.generations"].value == 6
         for part in ("first_step", "first_tenth", "last_tenth"):
             for what in ("time", "power"):
                 number = numbers[f"validation.drift.{part}_{what}"]
@@ -182,10 +200,11 @@ def executed(base: Path, tmp_path: Path, **parameters: Any) -> dict[str, Any]:
 
 def test_the_notebook_builds_its_tables_figure_and_numbers(base: Path, tmp_path: Path) -> None:
     found = executed(base, tmp_path)
-    for name in ("validation", "validation_steps", "validation_drift", "kernels", "kernels_fit"):
+    for name in TABLES:
         assert len(pd.read_csv(base / FOLDER / f"{name}.csv")) > 0, name
-    for ending in ("pdf", "png", "svg"):
-        assert (base / "figures" / f"kernels.{ending}").stat().st_size > 0
+    for name in ("settling", "kernels"):
+        for ending in ("pdf", "png", "svg"):
+            assert (base / "figures" / f"{name}.{ending}").stat().st_size > 0
     assert found["kernels.latency_ratio_most"]["value"] == pytest.approx(synthetic.FLASH_SLOWER)
     assert found["validation.latency_most"]["unit"] == "%"
 
@@ -196,7 +215,7 @@ def test_the_notebook_copes_with_a_campaign_without_both_and_with_other_places(t
     (base / "results" / "raw").rename(base / "elsewhere")
     assert executed(base, tmp_path, records="elsewhere/h200", tables="out", figures="shown") == {}
     assert pd.read_csv(base / "out" / "validation.csv").empty
-    assert not (base / "shown").exists()
+    assert {path.stem for path in (base / "shown").iterdir()} == {"settling"}  # which says that it is empty
 
 
 def test_the_notebook_names_every_file_that_it_writes() -> None:
@@ -205,5 +224,5 @@ def test_the_notebook_names_every_file_that_it_writes() -> None:
         for cell in nbformat.read(NOTEBOOK, as_version=4).cells
         if "parameters" in cell.metadata.get("tags", [])
     ]
-    for name in ("validation", "validation_steps", "validation_drift", "kernels", "kernels_fit"):
+    for name in TABLES:
         assert name in parameters.source

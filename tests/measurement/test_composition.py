@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from records import ONCE_S, make_record
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import (
+    SETTLED_S,
     composed_latency_s,
     estimate,
+    first_settled,
     generations,
     step_sem_percent,
+    step_weights,
     unspanned_percent,
 )
 from t2v_energy.measurement.record import Spans, Windows
@@ -69,6 +73,36 @@ class TestGenerations:
     def test_no_denoiser_span_is_refused(self) -> None:
         with pytest.raises(UserError, match="no step"):
             generations(ONE, spans_of((1, "text_encoder", -1, 10.0, 11.0)))
+
+
+class TestSettled:
+    @pytest.mark.parametrize(
+        ("starts_s", "first"),
+        [
+            ([10.0, 11.0, 12.0, 13.0], 2),  # from the loop's start, not the record's; the limit itself counts
+            ([10.0, 11.999, 13.0], 2),
+            ([0.0, 5.0], 1),
+            ([0.0, 0.5, 1.0, 1.5], 0),  # over before anything settles: all are alike
+            ([7.0], 0),
+        ],
+    )
+    def test_the_first_settled_step(self, starts_s: list[float], first: int) -> None:
+        assert SETTLED_S == 2.0
+        assert first_settled(np.array(starts_s)) == first
+
+    def test_settled_steps_stand_for_those_that_were_not_run(self) -> None:
+        weights = step_weights(np.arange(4.0), 50)
+        np.testing.assert_allclose(weights, [1, 1, 24, 24])
+        np.testing.assert_allclose(step_weights(np.arange(4.0), 4), 1)  # a whole generation
+        np.testing.assert_allclose(step_weights(np.array([0.0, 0.5]), 10), 5)
+
+    def test_a_cold_start_is_counted_once(self) -> None:
+        """Two steps of 1.5 s, then steps of 1 s: a video has two slow ones, not half of its steps."""
+        edges_s = 12.0 + np.array([0.0, 1.5, 3.0, 4.0, 5.0])
+        steps = [(1, "denoiser", n, low, high) for n, (low, high) in enumerate(pairwise(edges_s.tolist()))]
+        four = Windows(kind=["warmup", "generation"], steps=[1, 4], start_s=[0.0, 11.0], end_s=[5.0, 19.0])
+        found = generations(four, spans_of(*steps))
+        np.testing.assert_allclose(composed_latency_s(found, 50), 3.0 + 2 * 1.5 + 48)
 
 
 class TestComposedLatency:

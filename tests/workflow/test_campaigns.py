@@ -20,9 +20,9 @@ def _campaign(clone: Clone, *experiments: str) -> None:
     ("experiments", "analyses", "figures"),
     [
         (("resolution",), SWEEPS, {"fig2", "exponents", "stages", "codecarbon"}),
-        (("steps",), SWEEPS | {"comparison"}, {"fig4", "exponents", "stages", "codecarbon"}),
-        (("validation",), {"comparison"}, set()),
-        (("kernels",), {"comparison"}, {"kernels"}),
+        (("steps",), SWEEPS | {"comparison"}, {"fig4", "exponents", "stages", "codecarbon", "settling"}),
+        (("validation",), {"comparison"}, {"settling"}),
+        (("kernels",), {"comparison"}, {"settling", "kernels"}),
         (("mine",), set(), set()),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,

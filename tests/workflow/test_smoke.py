@@ -15,11 +15,11 @@ SMOKE = ("--config", "campaign=smoke")
 PROMPTS = "results/prompts/smoke.jsonl"
 LIMIT_S = 240  # the budget is 90 s on two cores of one's own; the cores that run the tests may be shared
 RECORDS = {"resolution": 4, "steps": 4, "validation": 2, "kernels": 6}  # frames only repeats resolution
-FIGURES = ("fig2", "fig4", "exponents", "stages", "codecarbon", "kernels")
+FIGURES = ("fig2", "fig4", "exponents", "stages", "codecarbon", "settling", "kernels")
 TABLES = (
     "table1", "table3", "table5", "table6", "table7", "table7b", "scaling", "regime_fits", "regimes",
     "doubling", "efficiency", "power", "steps", "stages", "stages_once", "codecarbon", "cost", "cost_carbon",
-    "validation", "validation_steps", "validation_drift", "kernels", "kernels_fit",
+    "validation", "validation_steps", "validation_drift", "settling", "kernels", "kernels_fit",
 )  # fmt: skip
 NUMBERS = ("sweeps", "scaling", "breakdown", "comparison", "theory")
 

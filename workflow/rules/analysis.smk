@@ -131,17 +131,22 @@ if STUDY.compares:
             configurations="<aggregated>/configurations.csv",
             records=STUDY.measurements,
             models=STUDY.model_files,
-            code=STUDY.sources("analysis", "work", "metering/attribution.py"),
-        output:
-            figures=(
-                multiext("<figures>/kernels", *FORMATS) if STUDY.has("kernels") else []
+            code=STUDY.sources(
+                "analysis",
+                "work",
+                "metering/attribution.py",
+                "measurement/composition.py",
             ),
+        output:
+            figures=multiext("<figures>/settling", *FORMATS)
+            + (multiext("<figures>/kernels", *FORMATS) if STUDY.has("kernels") else []),
             tables=expand(
                 "<tables>/{name}.csv",
                 name=(
                     "validation",
                     "validation_steps",
                     "validation_drift",
+                    "settling",
                     "kernels",
                     "kernels_fit",
                 ),

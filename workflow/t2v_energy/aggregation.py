@@ -37,6 +37,7 @@ from t2v_energy.measurement.composition import (
     estimate,
     generations,
     step_sem_percent,
+    step_weights,
     unspanned_percent,
 )
 from t2v_energy.measurement.record import Record, read_record, write_atomically
@@ -159,21 +160,22 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
 
     whole = _edges([g.start_s for g in found], [g.end_s for g in found])
     loops = _edges([g.loop_start_s for g in found], [g.loop_end_s for g in found])
+    settled = _edges([g.step_starts_s[g.first_settled] for g in found], [g.loop_end_s for g in found])
     idle, stretch = (_idle(record), _stretch(record, found)) if found else (_edges(), _edges())
     # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
     # pause, and as borders their edges would only hide how steady power is beside the loop's own.
     once = rows.loc[rows["step"] < 0, ["start_s", "end_s"]].to_numpy().ravel()
-    groups = (whole, loops, idle, stretch)
+    groups = (whole, loops, settled, idle, stretch)
     energy, ci90 = _energies(record, np.concatenate(groups), once)
-    of_whole, of_loop, of_idle, of_stretch = _split(energy, groups)
-    ci90_whole, ci90_loop, *_ = _split(ci90, groups)
+    of_whole, of_loop, of_settled, of_idle, of_stretch = _split(energy, groups)
+    ci90_whole, _, ci90_settled, *_ = _split(ci90, groups)
     videos = _videos(record, found)
-    _add_gpu_energy(videos, found, (of_whole, ci90_whole), (of_loop, ci90_loop))
+    _add_gpu_energy(videos, record, found, (of_whole, ci90_whole), of_loop, (of_settled, ci90_settled))
     return _Measurement(
         record=record,
         generations=found,
         spans=rows,
-        videos=videos.join(_stages(rows, videos)),
+        videos=videos.join(_stages(rows, _span_weights(record, found, rows))),
         idle_J=float(of_idle.sum()),
         idle_s=float(np.diff(idle).sum()),
         stretch_J=float(of_stretch.sum()),
@@ -286,7 +288,7 @@ def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "latency_s": latency_s,
         "once_s": [g.once_s for g in found],
-        "step_scale": [steps / g.steps for g in found],
+        "step_s": [g.composed_loop_s(steps) / steps for g in found],
     }
     for name in ("cpu", "ram"):
         columns[f"{name}_energy_Wh"] = _codecarbon_power_W(record, name) * latency_s / J_PER_WH
@@ -302,31 +304,51 @@ def _codecarbon_power_W(record: Record, part: str) -> float:
 
 
 def _add_gpu_energy(
-    videos: pd.DataFrame, found: list[Generation], whole: tuple[Array, Array], loop: tuple[Array, Array]
+    videos: pd.DataFrame,
+    record: Record,
+    found: list[Generation],
+    whole: tuple[Array, Array],
+    loop_J: Array,
+    settled: tuple[Array, Array],
 ) -> None:
-    """Energy of a whole video from each generation, composed as its latency is: E_once + S · E_loop/steps.
+    """Energy of a whole video from each generation, composed as its latency is.
 
-    That is E_window + (S/steps − 1) · E_loop, whose two windows share no edge: their intervals combine in
-    quadrature. ``whole`` and ``loop`` are energies (J) with half-widths of their 90 % intervals.
+    That is E_window + extra · E_settled, where ``extra`` is how often more than once the settled steps count
+    (:func:`~t2v_energy.measurement.composition.step_weights`). The two windows share no edge: their
+    intervals combine in quadrature. ``whole`` and ``settled`` are energies (J) with half-widths of their 90 %
+    intervals, ``loop_J`` the energy of the steps that were run.
     """
-    extra = videos["step_scale"].to_numpy() - 1
-    videos["gpu_energy_Wh"] = (whole[0] + extra * loop[0]) / J_PER_WH
-    videos["gpu_energy_Wh_instrument_ci95"] = CI95_PER_CI90 * np.hypot(whole[1], extra * loop[1]) / J_PER_WH
-    videos["step_energy_J"] = loop[0] / np.array([g.steps for g in found], dtype=np.float64)
+    steps = record.configuration.num_inference_steps
+    extra = np.array([step_weights(g.step_starts_s, steps)[-1] - 1 for g in found], dtype=np.float64)
+    videos["gpu_energy_Wh"] = (whole[0] + extra * settled[0]) / J_PER_WH
+    videos["gpu_energy_Wh_instrument_ci95"] = (
+        CI95_PER_CI90 * np.hypot(whole[1], extra * settled[1]) / J_PER_WH
+    )
+    videos["step_energy_J"] = (loop_J + extra * settled[0]) / steps
 
 
-def _stages(rows: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
+def _span_weights(record: Record, found: list[Generation], rows: pd.DataFrame) -> Array:
+    """How often each span of ``rows`` comes in a whole video: once, or as often as its step counts."""
+    steps = record.configuration.num_inference_steps
+    weights = np.ones(len(rows))
+    for number, generation in enumerate(found):
+        inside = ((rows["generation"] == number) & (rows["step"] >= 0)).to_numpy()
+        of_step = step_weights(generation.step_starts_s, steps)
+        weights[inside] = of_step[rows["step"].to_numpy()[inside]]
+    return weights
+
+
+def _stages(rows: pd.DataFrame, weights: Array) -> pd.DataFrame:
     """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
 
-    What is inside the loop (``step`` ≥ 0) comes S/steps times as often as in the generation.
+    ``weights`` says how often each row of ``rows`` comes in it.
     """
-    scale = np.where(rows["step"] >= 0, videos["step_scale"].to_numpy()[rows["generation"]], 1.0)
     scaled = pd.DataFrame(
         {
             "generation": rows["generation"],
             "stage": rows["stage"],
-            "time_s": rows["duration_s"] * scale,
-            "energy_J": rows["gpu_energy_J"] * scale,
+            "time_s": rows["duration_s"] * weights,
+            "energy_J": rows["gpu_energy_J"] * weights,
         }
     )
     by_stage = scaled.groupby(["generation", "stage"])
@@ -449,7 +471,7 @@ def _shares(videos: pd.DataFrame) -> dict[str, float]:
 
 def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
     """The denoising step, the part that comes once, and powers (W); ``videos`` has one row a pass."""
-    steps = [float(np.mean([g.mean_step_s for g in m.generations])) for m in passes]
+    steps = videos["step_s"].to_list() if passes else []
     sems = [s * step_sem_percent(m.generations) for s, m in zip(steps, passes, strict=True)]
     idle_s = sum(m.idle_s for m in passes)
     energy_J = videos["gpu_energy_Wh"].mean(skipna=False) * J_PER_WH

@@ -12,6 +12,7 @@ import pandas as pd
 
 from t2v_energy.analysis.kernels import DEFAULT, FORCED, Kernels
 from t2v_energy.analysis.numbers import Kind, Number, Source, decimals, with_half_width
+from t2v_energy.analysis.settling import settling_numbers
 from t2v_energy.analysis.validation import ACCEPTED_PERCENT, QUANTITIES
 
 Numbers = dict[str, Number]
@@ -19,13 +20,13 @@ NAMES = {"latency_s": "latency", "gpu_energy_Wh": "gpu_energy"}
 
 
 def comparison_numbers(tables: Mapping[str, pd.DataFrame], kernels: Kernels | None, folder: str) -> Numbers:
-    """Every number of the part ``comparison``, from the notebook's five tables as they lie in ``folder``.
+    """Every number of the part ``comparison``, from the notebook's tables as they lie in ``folder``.
 
     ``kernels`` is None where the campaign has no such experiment.
     """
     found = validation_numbers(
         tables["validation"], tables["validation_steps"], tables["validation_drift"], folder
-    )
+    ) | settling_numbers(tables["settling"], f"{folder}/settling.csv")
     if kernels is not None:
         found |= kernels_numbers(kernels, tables["kernels"], tables["kernels_fit"], folder)
     return found
@@ -57,6 +58,9 @@ def _protocol_numbers(table: pd.DataFrame, file: str) -> Numbers:
     numbers["validation.accepted"] = Number(ACCEPTED_PERCENT, "%", "constant", limit, digits=1)
     every = Source(file, "all rows", "configuration")
     numbers["validation.sizes"] = Number(comparable["configuration"].nunique(), "", "constant", every)
+    apart = table.loc[table["same_board"] == "no", "configuration"].nunique()
+    two = Source(file, "same_board=no", "configuration")
+    numbers["validation.two_boards"] = Number(apart, "", "constant", two)
     for quantity, rows in comparable.groupby("quantity"):
         worst = rows.iloc[int(rows["difference_percent"].abs().argmax())]
         source = Source(file, f"{worst['configuration']} {quantity}", "difference_percent")
@@ -88,15 +92,28 @@ def size_of(configuration: str) -> str:
 
 
 def _steps_numbers(table: pd.DataFrame, file: str) -> Numbers:
-    """How far totals are off that are composed from as many first steps as ``sampled`` runs."""
+    """How far totals are off that are composed from as many first steps as ``sampled`` runs.
+
+    Composed as ``sampled`` does it, from settled steps; ``…_next_of_all``: had all steps been taken alike.
+    """
     numbers: Numbers = {}
-    rows = table[table["as_sampled"] == "yes"]
+    of_all = table[(table["as_sampled"] == "yes") & (table["composed_from"] == "all")]
+    for quantity, alike in of_all.groupby("quantity"):
+        if len(alike) < 2:
+            continue
+        where = f"as_sampled=yes, composed_from=all, {quantity}"
+        value = float(alike["difference_percent"].abs().nlargest(2).iloc[1])
+        numbers[f"validation.steps.{NAMES[str(quantity)]}_next_of_all"] = Number(
+            value, "%", "measured", Source(file, where, "second largest |difference_percent|"),
+            digits=decimals(value, 2),
+        )  # fmt: skip
+    rows = table[(table["as_sampled"] == "yes") & (table["composed_from"] == "settled")]
     for quantity in QUANTITIES:
         of_quantity = rows[rows["quantity"] == quantity]
         if of_quantity.empty:
             continue
         if quantity == "latency_s":
-            source = Source(file, "as_sampled=yes, latency_s", "generations")
+            source = Source(file, "as_sampled=yes, composed_from=settled, latency_s", "generations")
             counts = {"records": len(of_quantity), "generations": int(of_quantity["generations"].sum())}
             for name, count in counts.items():
                 numbers[f"validation.steps.{name}"] = Number(count, "", "constant", source)
@@ -110,7 +127,7 @@ def _steps_numbers(table: pd.DataFrame, file: str) -> Numbers:
             values["next"] = (float(largest.iloc[1]), "second largest |difference_percent|")
         for name, (value, what) in values.items():
             numbers[f"validation.steps.{NAMES[quantity]}_{name}"] = Number(
-                value, "%", "measured", Source(file, f"as_sampled=yes, {quantity}", what),
+                value, "%", "measured", Source(file, f"as_sampled=yes, composed_from=settled, {quantity}", what),
                 digits=decimals(value, 2),
             )  # fmt: skip
     return numbers

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from t2v_energy.analysis.sweep import board_means
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.composition import Generation, estimate, generations
+from t2v_energy.measurement.composition import Generation, estimate, generations, step_weights
 from t2v_energy.measurement.record import Record, read_record, record_paths
 from t2v_energy.metering.attribution import energies_J
 
@@ -57,7 +57,7 @@ VALIDATION_COLUMNS = (
 )  # fmt: skip
 STEPS_COLUMNS = (
     "experiment", "configuration", "num_inference_steps", "pass_index", "gpu_uuid", "generations",
-    "first_steps", "as_sampled", "quantity", "whole", "composed", "difference_percent",
+    "first_steps", "composed_from", "as_sampled", "quantity", "whole", "composed", "difference_percent",
     "difference_least_percent", "difference_most_percent", "difference_ci95_percent", "kind", "accepted",
 )  # fmt: skip
 DRIFT_COLUMNS = (
@@ -311,12 +311,14 @@ def _borders(record: Record, found: Sequence[Generation]) -> Array:
 def steps_table(wholes: Sequence[Whole]) -> pd.DataFrame:
     """``validation_steps.csv``, columns :data:`STEPS_COLUMNS`: totals composed from the first steps.
 
-    One row a record, number of first steps and quantity.  The numbers are :data:`FIRST_STEPS`, for the drift,
-    and the one that ``sampled`` would have run (``as_sampled``: yes), for its error; none that is the whole.
-    ``composed`` is once + S ·
-    mean of the first steps, ``whole`` what the generation really cost; both are means over the record's
-    generations, and ``difference_percent`` is the mean of the generations' 100 (composed / whole − 1), with
-    its least and largest and the t-interval over them (NaN for one generation).
+    One row a record, number of first steps, way of composing and quantity.  The numbers are
+    :data:`FIRST_STEPS`, for the drift, and the one that ``sampled`` would have run (``as_sampled``: yes), for
+    its error; none that is the whole.  ``composed`` counts the first steps as they are and takes those that
+    follow to cost what the mean of ``composed_from`` does: the ``settled`` ones of the first steps, as
+    ``sampled`` does, or ``all`` of them.  ``whole`` is what the generation really cost; both are means over
+    the record's generations, and ``difference_percent`` is the mean of the generations'
+    100 (composed / whole − 1), with its least and largest and the t-interval over them (NaN for one
+    generation).
     """
     rows = [
         wholes_row | quantity_row
@@ -341,26 +343,37 @@ def _composed(whole: Whole) -> Iterable[dict[str, object]]:
     }
     sampled, all_steps = sampled_steps(whole), whole.step_s.shape[1]
     for first in sorted({*FIRST_STEPS, sampled} - set(range(all_steps, sampled + 1))):
-        for quantity, (steps, once, unit) in costs.items():
-            if not np.isfinite(steps).all():
-                continue
-            total = (once + steps.sum(axis=1)) / unit
-            composed = (once + steps.shape[1] * steps[:, :first].mean(axis=1)) / unit
-            difference = 100 * (composed / total - 1)
-            mean = estimate(difference)
-            yield {
-                "first_steps": first,
-                "as_sampled": "yes" if first == sampled else "",
-                "quantity": quantity,
-                "whole": total.mean(),
-                "composed": composed.mean(),
-                "difference_percent": mean.mean,
-                "difference_least_percent": difference.min(),
-                "difference_most_percent": difference.max(),
-                "difference_ci95_percent": mean.ci95,
-                "kind": "measured",
-                "accepted": _accepted(quantity, mean.mean),
-            }
+        for way in ("settled", "all"):
+            weights = _first_step_weights(whole, first, way)
+            for quantity, (steps, once, unit) in costs.items():
+                if not np.isfinite(steps).all():
+                    continue
+                total = (once + steps.sum(axis=1)) / unit
+                composed = (once + (weights * steps[:, :first]).sum(axis=1)) / unit
+                difference = 100 * (composed / total - 1)
+                mean = estimate(difference)
+                yield {
+                    "first_steps": first,
+                    "composed_from": way,
+                    "as_sampled": "yes" if first == sampled else "",
+                    "quantity": quantity,
+                    "whole": total.mean(),
+                    "composed": composed.mean(),
+                    "difference_percent": mean.mean,
+                    "difference_least_percent": difference.min(),
+                    "difference_most_percent": difference.max(),
+                    "difference_ci95_percent": mean.ci95,
+                    "kind": "measured",
+                    "accepted": _accepted(quantity, mean.mean),
+                }
+
+
+def _first_step_weights(whole: Whole, first: int, way: str) -> Array:
+    """How often each of the first steps counts in the whole generation, generations × ``first``."""
+    all_steps = whole.step_s.shape[1]
+    if way == "all":
+        return np.full((len(whole.generations), first), all_steps / first)
+    return np.stack([step_weights(g.step_starts_s[:first], all_steps) for g in whole.generations])
 
 
 def drift_table(wholes: Sequence[Whole]) -> pd.DataFrame:

@@ -1,9 +1,11 @@
 """Totals of whole videos, composed from generations of which some denoising steps were run.
 
 A generation's window has a part that comes once a video (text encoder, VAE, host work around the loop) and
-a loop of denoising steps: total(S) = once + S · mean step. Totals composed so are linear in S by
-construction; they are never evidence that cost is linear in S (the experiment ``validation`` measures whole
-generations for that). Imported by the measuring runner too: numpy and scipy's t-quantile, nothing heavier.
+a loop of denoising steps. Steps that were run count as they were; those that were not are taken to cost what
+the settled ones did (:func:`step_weights`): total(S) = once + steps run + (S − steps run) · mean settled step.
+Totals composed so are linear in S by construction; they are never evidence that cost is linear in S (the
+experiment ``validation`` measures whole generations for that). Imported by the measuring runner too: numpy
+and scipy's t-quantile, nothing heavier.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ from t2v_energy.measurement.record import Spans, Windows
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
+SETTLED_S = 2.0
+"""A step is settled if it begins this long after its loop (s). The clock of a GPU that runs into its power limit
+starts too high and then swings about its mean, once a second and less each time; steps cost more energy while
+it swings widely (``settling.csv``, :mod:`t2v_energy.analysis.settling`). Later would be better still, but
+leaves too few steps of a window of four seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,38 @@ class Generation:
 
     @property
     def mean_step_s(self) -> float:
-        """Mean time of one denoising step (s)."""
+        """Mean time of the denoising steps that were run (s)."""
         return self.loop_s / self.steps
+
+    @property
+    def first_settled(self) -> int:
+        """Number of the first settled step, from 0 (:func:`first_settled`)."""
+        return first_settled(self.step_starts_s)
+
+    def composed_loop_s(self, num_inference_steps: int) -> float:
+        """Time of a whole video's loop of ``num_inference_steps`` steps (s)."""
+        return float(step_weights(self.step_starts_s, num_inference_steps) @ self.step_durations_s)
+
+
+def first_settled(step_starts_s: Array) -> int:
+    """Number (from 0) of the first step that begins :data:`SETTLED_S` after the first one or later.
+
+    0 where no step does: of a loop that is over so soon, all steps are alike as far as can be told.
+    """
+    late = np.flatnonzero(step_starts_s - step_starts_s[0] >= SETTLED_S)
+    return int(late[0]) if late.size else 0
+
+
+def step_weights(step_starts_s: Array, num_inference_steps: int) -> Array:
+    """How often each of the steps that were run counts in a video of ``num_inference_steps`` (one value a step).
+
+    Each counts once, and the settled ones (:func:`first_settled`) stand in equal parts for those that were
+    not run. The weights sum to ``num_inference_steps``; of a whole generation all are 1.
+    """
+    run, settled = len(step_starts_s), first_settled(step_starts_s)
+    weights = np.ones(run)
+    weights[settled:] += (num_inference_steps - run) / (run - settled)
+    return weights
 
 
 def generations(windows: Windows, spans: Spans) -> list[Generation]:
@@ -115,10 +152,12 @@ def _step_starts(step: NDArray[np.int64], start_s: Array, steps: int, index: int
 def composed_latency_s(generations: Sequence[Generation], num_inference_steps: int) -> Array:
     """Time of a whole video of ``num_inference_steps`` steps (s), one total a generation.
 
-    ``once + S · mean step``. For a whole generation (its steps are S) this is the window's length; for a
-    cut one it is linear in S by construction, hence never evidence of linearity.
+    For a whole generation (its steps are S) this is the window's length; for a cut one it is linear in S by
+    construction, hence never evidence of linearity.
     """
-    return np.array([g.once_s + num_inference_steps * g.mean_step_s for g in generations], dtype=np.float64)
+    return np.array(
+        [g.once_s + g.composed_loop_s(num_inference_steps) for g in generations], dtype=np.float64
+    )
 
 
 @dataclass(frozen=True)
