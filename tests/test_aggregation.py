@@ -126,7 +126,7 @@ class TestConfigurations:
         assert row["gpu_energy_Wh"] == pytest.approx((ONCE_J + 4.0 * LOOP_W) / 3600, rel=1e-4)
 
     def test_settled_steps_stand_for_those_that_were_not_run(self, tmp_path: Path) -> None:
-        """Two steps of 1.2 s at 600 W, then settled ones of 1 s at 500 W: of 50 steps 48 are like the latter."""
+        """Two steps of 1.2 s at 600 W, then settled ones of 1 s at 500 W: 48 of 50 are like the latter."""
         line = Timeline()
         line.pass_time(1.0, IDLE_W)
         line.window("warmup", 1)

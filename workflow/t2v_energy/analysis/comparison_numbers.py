@@ -127,7 +127,8 @@ def _steps_numbers(table: pd.DataFrame, file: str) -> Numbers:
             values["next"] = (float(largest.iloc[1]), "second largest |difference_percent|")
         for name, (value, what) in values.items():
             numbers[f"validation.steps.{NAMES[quantity]}_{name}"] = Number(
-                value, "%", "measured", Source(file, f"as_sampled=yes, composed_from=settled, {quantity}", what),
+                value, "%", "measured",
+                Source(file, f"as_sampled=yes, composed_from=settled, {quantity}", what),
                 digits=decimals(value, 2),
             )  # fmt: skip
     return numbers

@@ -50,8 +50,8 @@ def settling_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
     rows = [
         {
-            "from_s": number * BIN_S,
-            "to_s": (number + 1) * BIN_S,
+            "from_s": float(of_bin["bin"].iloc[0]) * BIN_S,
+            "to_s": float(of_bin["bin"].iloc[0] + 1) * BIN_S,
             "generations": len(of_bin),
             "clock_percent": of_bin["clock_percent"].mean(),
             "clock_percent_std": of_bin["clock_percent"].std(),
@@ -59,7 +59,7 @@ def settling_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "power_W_std": of_bin["power_W"].std(),
             "kind": "measured",
         }
-        for number, of_bin in found.groupby("bin")
+        for _, of_bin in found.groupby("bin")
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -98,7 +98,9 @@ def _of_loop(
 
 
 def settling_numbers(table: pd.DataFrame, file: str) -> dict[str, Number]:
-    """``validation.settling.*``: how far the clock swings, and its mean over whole seconds; none without rows.
+    """``validation.settling.*``: how far the clock swings, and its means over whole seconds.
+
+    None without rows.
 
     ``before`` and ``after`` are the largest deviations before and after ``SETTLED_S``; ``first_second`` is
     the mean of the first second, ``later_seconds`` the largest deviation of a later second's mean.

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from t2v_energy.analysis import style
-from t2v_energy.analysis.settling import SETTLED_S, SHOWN_S
+from t2v_energy.analysis.settling import SHOWN_S
+from t2v_energy.measurement.composition import SETTLED_S
 
 PANELS = {
     "clock_percent": "SM clock (% of its settled mean)",

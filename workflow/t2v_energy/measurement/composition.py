@@ -2,7 +2,7 @@
 
 A generation's window has a part that comes once a video (text encoder, VAE, host work around the loop) and
 a loop of denoising steps. Steps that were run count as they were; those that were not are taken to cost what
-the settled ones did (:func:`step_weights`): total(S) = once + steps run + (S − steps run) · mean settled step.
+the settled ones did (:func:`step_weights`): total(S) = once + the k steps run + (S − k) · mean settled step.
 Totals composed so are linear in S by construction; they are never evidence that cost is linear in S (the
 experiment ``validation`` measures whole generations for that). Imported by the measuring runner too: numpy
 and scipy's t-quantile, nothing heavier.
@@ -24,9 +24,9 @@ from t2v_energy.measurement.record import Spans, Windows
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
 SETTLED_S = 2.0
-"""A step is settled if it begins this long after its loop (s). The clock of a GPU that runs into its power limit
-starts too high and then swings about its mean, once a second and less each time; steps cost more energy while
-it swings widely (``settling.csv``, :mod:`t2v_energy.analysis.settling`). Later would be better still, but
+"""A step is settled if it begins this long after its loop (s). The clock of a GPU that runs into its power
+limit starts too high and then swings about its mean, once a second and less each time; steps cost more energy
+while it swings widely (``settling.csv``, :mod:`t2v_energy.analysis.settling`). Later would be better still, but
 leaves too few steps of a window of four seconds."""
 
 
@@ -88,7 +88,7 @@ def first_settled(step_starts_s: Array) -> int:
 
 
 def step_weights(step_starts_s: Array, num_inference_steps: int) -> Array:
-    """How often each of the steps that were run counts in a video of ``num_inference_steps`` (one value a step).
+    """How often each step that was run counts in a video of ``num_inference_steps`` (one value a step).
 
     Each counts once, and the settled ones (:func:`first_settled`) stand in equal parts for those that were
     not run. The weights sum to ``num_inference_steps``; of a whole generation all are 1.
