@@ -26,8 +26,8 @@ CONFIDENCE = 0.95
 SETTLED_S = 2.0
 """A step is settled if it begins this long after its loop (s). The clock of a GPU that runs into its power
 limit starts too high and then swings about its mean, once a second and less each time; steps cost more energy
-while it swings widely (``settling.csv``, :mod:`t2v_energy.analysis.settling`). Later would be better still, but
-leaves too few steps of a window of four seconds."""
+while it swings widely (``settling.csv``, :mod:`t2v_energy.analysis.settling`). Later would be better still
+but leave too few steps of a window of four seconds."""
 
 
 @dataclass(frozen=True)
