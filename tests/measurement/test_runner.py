@@ -345,7 +345,7 @@ def otherwise(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Recor
 
 class TestEntriesMeasuredOtherwise:
     VARY = (
-        {"height": 32, "width": 32},
+        {"height": 32, "width": 32, "protocols": {"profile": True}},
         {"height": 32, "width": 32, "protocol": "full", "protocols": {"full": FULL}},
         {"height": 48, "width": 48, "protocols": {"idle_s": 0.4, "sampled": ONE_GENERATION}},
         {"height": 16, "width": 272, "interventions": ["vae-tiling"]},
@@ -391,6 +391,24 @@ class TestEntriesMeasuredOtherwise:
         assert (
             forced.attention_kernels["vae_decode"] == plain.attention_kernels["vae_decode"] == ["flash-cpu"]
         )
+
+    def test_a_profile_of_the_configuration_that_asked_for_one(self, found: dict[str, Record]) -> None:
+        profiled, other = (found[f"tiny-wan_32x32_5f_2s__{p}_r1.json"] for p in ("sampled", "full"))
+        assert other.operators is None
+        operators = profiled.operators
+        assert operators is not None
+        assert operators.steps == 1
+        by_stage: dict[str, set[str]] = {}
+        for stage, operator in zip(operators.stage, operators.operator, strict=True):
+            by_stage.setdefault(stage, set()).add(operator)
+        assert set(tiny.model().spans) <= by_stage.keys()
+        assert {"aten::linear", "aten::scaled_dot_product_attention"} <= by_stage["denoiser"]
+        assert "aten::conv3d" in by_stage["vae_decode"]
+        assert not any(operator.startswith("stage") for operator in operators.operator)
+        seconds = sum(operators.device_s)
+        assert 0 < seconds < 60
+        assert min(operators.kernels) >= 1
+        assert profiled.windows.kind[-1] == "idle_after"  # nothing of it is in a window
 
     def test_every_record_is_valid(self, found: dict[str, Record]) -> None:
         assert len(found) == 5

@@ -203,6 +203,11 @@ class ProtocolSettings(Strict):
     poll_s: float = Field(
         0.002, gt=0, le=0.02, description="[s] how often the energy counter is read; more often near a tick"
     )
+    profile: bool = Field(
+        False,
+        description="true: after the measurement, one more generation of one step under torch's profiler "
+        "tells which operators the device's time goes to; no measured time or energy is of it",
+    )
     full: FullProtocol = Field(FullProtocol(), description="protocol `full`: whole generations")
     sampled: SampledProtocol = Field(SampledProtocol(), description="protocol `sampled`: cut generations")
 

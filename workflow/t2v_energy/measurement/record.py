@@ -68,8 +68,8 @@ class Environment(_Part):
     foreign_processes: list[Process] = []
 
 
-def _check_lengths(part: BaseModel) -> None:
-    lengths = {name: len(getattr(part, name)) for name in type(part).model_fields}
+def _check_lengths(part: BaseModel, *scalars: str) -> None:
+    lengths = {name: len(getattr(part, name)) for name in type(part).model_fields if name not in scalars}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns differ in length: {lengths}")
 
@@ -136,6 +136,24 @@ class Memory(_Part):
     reserved_B: dict[str, int] = {}
 
 
+class Operators(_Part):
+    """Device time (s) and kernels by stage and operator in one profiled generation of ``steps`` steps.
+
+    It follows those that are measured, and is part of no window.
+    """
+
+    steps: int
+    stage: list[str] = []
+    operator: list[str] = []
+    device_s: list[float] = []
+    kernels: list[int] = []
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Operators:
+        _check_lengths(self, "steps")
+        return self
+
+
 class Record(_Part):
     """One measurement, whole."""
 
@@ -161,6 +179,7 @@ class Record(_Part):
     samples: Samples | None = None
     codecarbon: CodeCarbonReading | None = None
     memory: Memory = Memory()
+    operators: Operators | None = None
 
     @property
     def file_name(self) -> str:

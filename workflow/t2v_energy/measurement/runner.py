@@ -300,7 +300,24 @@ class Session:
             gc.collect()
             torch.cuda.empty_cache()
         self._idle(run, "idle_after")
-        return self._record(item, origin, run, recorder, reading, error, pipeline, text)
+        operators = self._profiled(item, run) if item.protocols.profile and not error else None
+        return self._record(item, origin, run, recorder, reading, error, pipeline, text, operators)
+
+    def _profiled(self, item: Item, run: Any) -> Any:
+        """Which operators a generation's time goes to; None where that takes more memory than is left."""
+        import torch
+
+        from t2v_energy.interventions import applied
+        from t2v_energy.measurement.profiling import profile_generation
+
+        self.progress.say("  profiling one step")
+        try:
+            changed = applied(item.configuration.interventions, run.subject.pipeline)
+            with changed, run.recorder.attached(), torch.no_grad():
+                return profile_generation(run.subject.generate, run.recorder)
+        except torch.OutOfMemoryError:
+            self.progress.say("  ! not profiled: out of memory")
+            return None
 
     def _generation_done(self, item: Item, text: str) -> None:
         """Tell the user, and stop at once if the meter has failed."""
@@ -379,6 +396,7 @@ class Session:
         error: str | None,
         pipeline: Any,
         text: str,
+        operators: Any,
     ) -> Record:
         from t2v_energy.metering.environment import describe
         from t2v_energy.metering.spans import shifted
@@ -414,6 +432,7 @@ class Session:
             samples=samples.shifted(zero) if samples else None,
             codecarbon=reading,
             memory=Memory(allocated_B=recorder.allocated_B, reserved_B=recorder.reserved_B),
+            operators=operators,
         )
         flags = [f"{f.rule}: {f.detail}" for f in check(record, campaign.gpu_name) if f.level != "ok"]
         return record.model_copy(update={"flags": flags})

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Spans
 
 LOOP_STAGES = ("denoiser", "scheduler")
+ANNOTATION = "stage: "
 
 
 @dataclass
@@ -50,6 +52,7 @@ class SpanRecorder:
     _recording: bool = False
     _track_memory: bool = False
     _probe: Any = None
+    _annotating: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -81,7 +84,8 @@ class SpanRecorder:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if not self._recording:
-                return original(*args, **kwargs)
+                with record_function(ANNOTATION + stage) if self._annotating else nullcontext():
+                    return original(*args, **kwargs)
             call = self._begin(stage)
             with self._probing(call):
                 result = original(*args, **kwargs)
@@ -99,6 +103,15 @@ class SpanRecorder:
                 delattr(part, method)
 
         return restore
+
+    @contextmanager
+    def annotated(self) -> Iterator[str]:
+        """Mark calls outside windows for torch's profiler, as the prefix that is yielded and their stage."""
+        self._annotating = True
+        try:
+            yield ANNOTATION
+        finally:
+            self._annotating = False
 
     def _probing(self, call: _Call) -> AbstractContextManager[None]:
         """The probe looks at a stage's first call only: it slows the host down, and later calls are timed."""
