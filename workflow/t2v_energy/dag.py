@@ -165,7 +165,6 @@ class Dag:
 def workflow_dag(root: Path, config: Mapping[str, Any]) -> Dag:
     """:func:`read_dag` for the Snakefile: what the user can mend ends in one message, without a traceback."""
     from snakemake.exceptions import WorkflowError
-
     from snakemake.logging import logger
 
     try:
