@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+import yaml
 from records import GPU, configuration, make_record, write
 from t2v_energy.analysis import sweep_figure
 from t2v_energy.dag import SWEEP_FIGURES, Dag, read_dag
@@ -67,6 +68,19 @@ def test_a_sealed_experiment_is_data_and_has_no_batch(root: Path) -> None:
     expected = [f"{folder}/{name}" for name in [*sorted(names), "SHA256SUMS"]]
     assert found.measurements == expected + found.batch_indices
     assert len(found.batch_indices) == 2
+
+
+def test_what_a_seal_lacks_of_the_configuration_is_known(root: Path) -> None:
+    sealed(root)
+    assert dag(root).left_out == ()
+    path = root / "config/campaigns/big.yaml"
+    campaign = yaml.safe_load(path.read_text())
+    campaign["experiments"]["resolution"]["vary"].append({"height": 512, "width": 512})
+    path.write_text(yaml.safe_dump(campaign, sort_keys=False))
+    found = dag(root)
+    assert found.left_out == ("resolution/wan2.1-t2v-1.3b_512x512_81f_50s__sampled_r1.json",)
+    assert "resolution" in found.sealed  # still data: nothing of it is measured
+    assert not any(batch.experiment == "resolution" for batch in found.plan.batches)
 
 
 def test_a_sealed_experiment_that_is_not_whole_stops_the_build(root: Path) -> None:

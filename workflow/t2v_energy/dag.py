@@ -28,6 +28,8 @@ class Dag:
     settings: Settings
     sealed: tuple[str, ...]
     plan: Plan
+    left_out: tuple[str, ...] = ()
+    """Records that the configuration lists and a seal does not: ``<experiment>/<record>``."""
 
     @property
     def campaign(self) -> str:
@@ -163,11 +165,18 @@ class Dag:
 def workflow_dag(root: Path, config: Mapping[str, Any]) -> Dag:
     """:func:`read_dag` for the Snakefile: what the user can mend ends in one message, without a traceback."""
     from snakemake.exceptions import WorkflowError
+    from snakemake.logging import logger
 
     try:
-        return read_dag(root, config)
+        dag = read_dag(root, config)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+    if dag.left_out:
+        logger.warning(
+            f"campaign {dag.campaign}: sealed without {', '.join(dag.left_out)}. A sealed experiment is not "
+            "measured: to add to it, remove its SHA256SUMS, measure, and seal it again."
+        )
+    return dag
 
 
 def read_dag(root: Path, config: Mapping[str, Any]) -> Dag:
@@ -192,4 +201,11 @@ def read_dag(root: Path, config: Mapping[str, Any]) -> Dag:
     keys = plan.campaign.experiments
     sealed = tuple(key for key in keys if is_sealed(raw_folder(root, settings.campaign, key)))
     unsealed = tuple(batch for batch in plan.batches if batch.experiment not in sealed)
-    return Dag(root, settings, sealed, replace(plan, batches=unsealed))
+    folders = {key: raw_folder(root, settings.campaign, key) for key in sealed}
+    left_out = tuple(
+        f"{key}/{item.record}"
+        for key, folder in folders.items()
+        for item in plan.items(key)
+        if not (folder / item.record).exists()
+    )
+    return Dag(root, settings, sealed, replace(plan, batches=unsealed), left_out)
