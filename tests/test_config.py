@@ -66,7 +66,8 @@ class TestShipped:
     def test_models_load(self, key: str) -> None:
         model = load_model(tiny.ROOT, key)
         assert model.key == key
-        assert {"transformer", "vae", "text_encoder", "scheduler"} <= set(model.components)
+        denoiser = model.spans["denoiser"].split(".")[0]
+        assert {denoiser, "vae", "text_encoder", "scheduler"} <= set(model.components)
         base = config.base_configuration(
             config.Experiment(key="x", title="x", protocol="full", model=key, vary=[{}]), model, 0
         )
@@ -279,6 +280,11 @@ class TestModelFiles:
         assert describe_weights(wan, "random", 7) == "random, seed 7"
         assert describe_weights(wan, "pretrained", 7) == (
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers@0fad780a534b6463e45facd96134c9f345acfa5b"
+        )
+        ltx = load_model(tiny.ROOT, "ltx-video-0.9.7-dev")
+        assert describe_weights(ltx, "pretrained", 7) == (
+            "Lightricks/LTX-Video-0.9.7-dev@2101082f5eb5540770a2df43747feadb6f69b889 + "
+            "Lightricks/ltxv-spatial-upscaler-0.9.7@c96c168c2bd8bbc82c9fe8259e5f89f8b2ea293f"
         )
 
 

@@ -408,7 +408,8 @@ MODELS = sorted(path.stem for path in (tiny.ROOT / "config" / "models").glob("*.
 @pytest.mark.parametrize("key", MODELS)
 def test_every_model_runs_its_smallest_size(key: str) -> None:
     model = load_model(tiny.ROOT, key)
-    found = smallest(model, tiny.configuration(model=model.key, height=720, width=1280, num_frames=81))
+    asked = {"height": 720, "width": 1280, "num_frames": 81, "guidance_scale": model.defaults.guidance_scale}
+    found = smallest(model, tiny.configuration(model=model.key, **asked))
     check_runnable(found, model, "here")
     assert found.height * found.width * found.num_frames < 720 * 1280
     assert found.prompt == "p000"

@@ -120,7 +120,8 @@ class _Measurement:
         record: the record.
         generations: its measured generations; none for a record that is not ``ok``.
         spans: its rows of ``measurements.parquet``, without the columns that say whose they are.
-        videos: one row a generation: every quantity of a whole video composed from it.
+        videos: one row a repetition: every quantity of a whole video composed from its generations' mean.
+            Short clips apart, a repetition is one generation.
         idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
         stretch_J, stretch_s: the same from the first generation's start, warm-ups included, to the last
             one's end: what CodeCarbon's window holds.
@@ -163,17 +164,21 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
     # pause, and as borders their edges would only hide how steady power is beside the loop's own.
     once = rows.loc[rows["step"] < 0, ["start_s", "end_s"]].to_numpy().ravel()
-    groups = (whole, loops, idle, stretch)
+    repeated = _repeated(found)
+    groups = (whole, loops, idle, stretch, repeated)
     energy, ci90 = _energies(record, np.concatenate(groups), once)
-    of_whole, of_loop, of_idle, of_stretch = _split(energy, groups)
-    ci90_whole, ci90_loop, *_ = _split(ci90, groups)
+    of_whole, of_loop, of_idle, of_stretch, _ = _split(energy, groups)
+    ci90_whole, ci90_loop, _, _, ci90_repeated = _split(ci90, groups)
     videos = _videos(record, found)
     _add_gpu_energy(videos, found, (of_whole, ci90_whole), (of_loop, ci90_loop))
+    videos = videos.join(_stages(rows, videos))
+    if len(repeated):
+        videos = _by_repetition(videos, found, ci90_repeated)
     return _Measurement(
         record=record,
         generations=found,
         spans=rows,
-        videos=videos.join(_stages(rows, videos)),
+        videos=videos,
         idle_J=float(of_idle.sum()),
         idle_s=float(np.diff(idle).sum()),
         stretch_J=float(of_stretch.sum()),
@@ -200,6 +205,15 @@ def _stretch(record: Record, found: list[Generation]) -> Array:
     windows = record.windows
     running = [s for kind, s in zip(windows.kind, windows.start_s, strict=True) if kind not in IDLE]
     return _edges([min(running)], [found[-1].end_s])
+
+
+def _repeated(found: list[Generation]) -> Array:
+    """Start and end of each repetition, if any has more than one generation."""
+    by_number = groupby(found, key=lambda g: g.repetition)
+    repetitions = [list(repetition) for _, repetition in by_number]
+    if len(repetitions) == len(found):
+        return _edges()
+    return _edges([r[0].start_s for r in repetitions], [r[-1].end_s for r in repetitions])
 
 
 def _energies(record: Record, edges: Array, borders_s: ArrayLike = ()) -> tuple[Array, Array]:
@@ -315,6 +329,19 @@ def _add_gpu_energy(
     videos["step_energy_J"] = loop[0] / np.array([g.steps for g in found], dtype=np.float64)
 
 
+def _by_repetition(videos: pd.DataFrame, found: list[Generation], ci90: Array) -> pd.DataFrame:
+    """Mean video of each repetition of several generations.
+
+    Its energy is known as well as that of the whole repetition, ``ci90`` (J, half-widths): what the counter
+    gets wrong where one generation ends is made good where the next one begins.
+    """
+    number = [g.repetition for g in found]
+    means = videos.groupby(number).mean().reset_index(drop=True)
+    counts = np.unique(number, return_counts=True)[1]
+    means["gpu_energy_Wh_instrument_ci95"] = CI95_PER_CI90 * ci90 / counts / J_PER_WH
+    return means
+
+
 def _stages(rows: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
     """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
 
@@ -373,7 +400,7 @@ def _mean_videos(passes: list[_Measurement]) -> pd.DataFrame:
 
 
 def _quantities(passes: list[_Measurement]) -> dict[str, float]:
-    """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (generations).
+    """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (repetitions).
 
     Intervals of modelled and constant energies show how far latency scatters, not how good the model is.
     """
