@@ -645,8 +645,8 @@ def _check_guidance(scale: float, model: ModelFile, where: str) -> None:
             f"guidance_scale: {scale:g} switches guidance on; a step then makes two passes instead of the "
             f"one that {model.key} is counted with",
             where=where,
-            remedy="use a scale of 1, or a model file of its own with a `passes_per_step` or `batch_per_pass` "
-            "of 2",
+            remedy="use a scale of 1, or a model file of its own with 2 as `passes_per_step` or "
+            "`batch_per_pass`",
         )
 
 

@@ -91,15 +91,16 @@ def build_component(component: Component, device: str) -> Any:
 
 
 def _cast(part: nn.Module, dtype: torch.dtype) -> None:
-    """Cast as ``from_pretrained`` would: modules that the class keeps in float32 stay so, and so do buffers.
+    """Cast as ``from_pretrained`` would: modules that the class keeps in float32 stay so, and so do buffers
+    that are not saved with the weights.
 
     ``part.to(dtype)`` would also cast the rotary tables and the time embedding, and so run other kernels
     than the published model.
     """
     kept = _kept_in_float32(part, dtype)
-    for name, parameter in part.named_parameters():
-        if not any(module in name.split(".") for module in kept):
-            parameter.data = parameter.data.to(dtype)
+    for name, tensor in part.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not any(module in name.split(".") for module in kept):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _kept_in_float32(part: nn.Module, dtype: torch.dtype) -> set[str]:
