@@ -494,12 +494,16 @@ def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]
 
 
 def _mfu(record: Record, latency_s: float, root: Path) -> float:
-    """True work over what the accelerator could have done in the same time; NaN on a nominal accelerator."""
+    """True work over what the accelerator could have done in the same time.
+
+    NaN on a nominal accelerator, and of a model that no closed forms count.
+    """
     accelerator = load_accelerator(root, load_campaign(root, record.campaign).accelerator)
-    if accelerator.nominal or record.status != "ok":
-        return nan
     c = record.configuration
-    work = true_work(load_model(root, c.model), c.height, c.width, c.num_frames, c.num_inference_steps)
+    model = load_model(root, c.model)
+    if accelerator.nominal or record.status != "ok" or model.architecture == "other":
+        return nan
+    work = true_work(model, c.height, c.width, c.num_frames, c.num_inference_steps)
     return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
 
 

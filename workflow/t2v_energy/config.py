@@ -128,8 +128,9 @@ class ModelFile(Strict):
 
     key: Key = Field(description="the file's name without `.yaml`")
     title: str = Field(description="the model's name for people")
-    architecture: Literal["wan", "cogvideox", "ltx", "mochi", "animatediff"] = Field(
-        description="which closed forms count its operations"
+    architecture: Literal["wan", "cogvideox", "ltx", "mochi", "animatediff", "other"] = Field(
+        description="which closed forms count its operations; `other`: there are none, so no cost is "
+        "predicted and no share of the peak reported",
     )
     hub: Hub | None = Field(None, description="where the published weights are; null: there are none")
     pipeline: str = Field(
