@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = Path(__file__).parent / "tiny_models"
 """One tiny model of each architecture beside ``tiny-wan``, which is shipped."""
 KEYS = ("tiny-wan", *sorted(path.stem for path in MODELS.glob("*.yaml")))
+WORDS = ["a", "red", "fox", "crosses", "frozen", "lake", "."]
 PROMPT = Prompt("p000", "A red fox crosses a frozen lake.", 7, 0)
 SAMPLED = {
     "min_steps": 1,
@@ -102,6 +103,24 @@ def pipeline(key: str = "tiny-wan") -> Any:
     from t2v_energy.models.build import build_pipeline
 
     return build_pipeline(model(key), "random", "cpu", 0)
+
+
+def real_tokenizer(max_length: int = 512) -> Any:
+    """A tokenizer of transformers that knows a few words, as a hub's pipeline has one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: 3 + i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_length,
+    )
 
 
 @contextmanager

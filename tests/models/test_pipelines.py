@@ -11,12 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import tiny
-from t2v_energy.config import load_model
+from t2v_energy.config import ComponentHub, Hub, load_model
 from t2v_energy.errors import UserError
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import save_file  # noqa: E402
 from t2v_energy.measurement.protocols import Subject, smallest  # noqa: E402
-from t2v_energy.models.build import build_component, build_pipeline, load_class  # noqa: E402
+from t2v_energy.models.build import (  # noqa: E402
+    build_component,
+    build_pipeline,
+    load_class,
+    pipeline_class,
+)
 
 torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 PUBLISHED = {
@@ -208,6 +214,17 @@ class TestLTX:
         assert all(ours[name] is theirs[name] for name in ours)
         assert "refiner" not in pipeline.components  # its weights are not saved or moved twice
 
+    def test_the_first_stages_parts_are_back_afterwards(self) -> None:
+        pipeline = tiny.pipeline("tiny-ltx")
+        before = pipeline.transformer, pipeline.scheduler
+        with torch.no_grad():
+            subject("tiny-ltx").generate(1)
+        assert pipeline.transformer is before[0]
+        assert pipeline.scheduler is before[1]
+        assert (
+            len(pipeline.scheduler.timesteps) == 4
+        )  # the first stage's schedule, not the refinement's of 10
+
     def test_stages_too_short_for_the_vae_are_rounded_down(self) -> None:
         assert tiny.pipeline("tiny-ltx").first_size(128, 160, 2 / 3) == (64, 96)
 
@@ -221,11 +238,11 @@ class TestPublished:
         "wan2.1-t2v-1.3b": {"transformer": 1_418_996_800, "text_encoder": UMT5, "vae": WAN_VAE},
         "wan2.1-t2v-14b": {"transformer": 14_288_491_584, "text_encoder": UMT5, "vae": WAN_VAE},
         "cogvideox-2b": {"transformer": 1.69e9, "text_encoder": T5, "vae": 216e6},
-        "cogvideox-5b": {"transformer": 5.57e9, "text_encoder": T5, "vae": 216e6},
+        "cogvideox-5b": {"transformer": 5_570_283_072, "text_encoder": T5, "vae": 216e6},
         "ltx-video-0.9.7-dev": {
-            "transformer": 13.04e9,
+            "transformer": 13_042_569_344,
             "text_encoder": T5,
-            "vae": 1.247e9,
+            "vae": 1_246_913_778,
             "latent_upsampler": 126e6,
         },
         "mochi-1-preview": {"transformer": 10_027_677_744, "text_encoder": T5, "vae": 460e6},
@@ -287,6 +304,96 @@ class TestPrecision:
 
         assert types(ours) == types(theirs)
         assert getattr(torch, dtype) in types(ours).values()
+
+
+class TestPretrained:
+    @pytest.mark.parametrize("key", tiny.KEYS)
+    def test_what_was_saved_comes_back(self, key: str, tmp_path: Path) -> None:
+        model = tiny.model(key)
+        pipeline = build_pipeline(model, "random", "cpu", 5)
+        pipeline.tokenizer = tiny.real_tokenizer(model.tokenizer.max_length)
+        pipeline.save_pretrained(tmp_path, safe_serialization=True)
+        loaded = build_pipeline(model, "pretrained", "cpu", 99, source=tmp_path)
+        assert type(loaded) is type(pipeline)
+        assert type(loaded.tokenizer).__name__ != "StandInTokenizer"
+        # Weights that are mapped from a file lie elsewhere in memory, and sums are taken in another order.
+        assert np.allclose(video(loaded, key), video(pipeline, key), rtol=0, atol=1e-4)
+
+    def test_the_schedule_is_the_model_files(self, tmp_path: Path) -> None:
+        """AnimateDiff-Lightning's weights are in a repository whose scheduler is another one."""
+        model = tiny.model("tiny-animatediff")
+        pipeline = build_pipeline(model, "random", "cpu", 5)
+        pipeline.tokenizer = tiny.real_tokenizer(77)
+        pipeline.scheduler = load_class("diffusers.DDIMScheduler")(beta_schedule="scaled_linear")
+        pipeline.save_pretrained(tmp_path)
+        loaded = build_pipeline(model, "pretrained", "cpu", 0, source=tmp_path).scheduler
+        assert type(loaded).__name__ == "EulerDiscreteScheduler"
+        assert (loaded.config.timestep_spacing, loaded.config.beta_schedule) == ("trailing", "linear")
+
+
+class TestPartsOfOtherRepositories:
+    """The upsampler of LTX-Video and the motion adapter of AnimateDiff-Lightning."""
+
+    PIN = "0123456789abcdef0123456789abcdef01234567"
+
+    def asked(self, key: str, part: str, monkeypatch: pytest.MonkeyPatch, **pin: Any) -> dict[str, Any]:
+        """What the pipeline's class is asked for, with ``part`` in a repository of its own."""
+        model = tiny.model(key)
+        own = model.components[part].model_copy(update={"hub": ComponentHub(id="some/part", **pin)})
+        given: dict[str, Any] = {}
+
+        def from_pretrained(name: str, **options: Any) -> Any:
+            given.update(options, name=name)
+            return tiny.pipeline(key)
+
+        monkeypatch.setattr(pipeline_class(model.pipeline), "from_pretrained", from_pretrained)
+        changed = {
+            "hub": Hub(id="some/model", revision=self.PIN),
+            "components": model.components | {part: own},
+        }
+        build_pipeline(model.model_copy(update=changed), "pretrained", "cpu", 0)
+        return given
+
+    def test_a_part_as_the_library_saves_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        upsampler, read = tiny.pipeline("tiny-ltx").latent_upsampler, {}
+
+        def from_pretrained(name: str, **options: Any) -> Any:
+            read.update(options, name=name)
+            return upsampler
+
+        monkeypatch.setattr(type(upsampler), "from_pretrained", from_pretrained)
+        given = self.asked("tiny-ltx", "latent_upsampler", monkeypatch, revision="f" * 40, subfolder="x")
+        assert (read["name"], read["revision"], read["subfolder"]) == ("some/part", "f" * 40, "x")
+        assert (read["use_safetensors"], read["torch_dtype"]) == (True, torch.float32)
+        assert given["latent_upsampler"] is upsampler
+        assert (given["name"], given["revision"]) == ("some/model", self.PIN)
+
+    def test_a_bare_file_of_weights(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        adapter, calls = tiny.pipeline("tiny-animatediff").motion_adapter, []
+        save_file(adapter.state_dict(), tmp_path / "adapter.safetensors")
+
+        def download(*given: Any, **named: Any) -> str:
+            calls.append((given, named))
+            return str(tmp_path / "adapter.safetensors")
+
+        monkeypatch.setattr("t2v_energy.models.build.hf_hub_download", download)
+        hub = {"revision": "f" * 40, "file": "adapter.safetensors"}
+        given = self.asked("tiny-animatediff", "motion_adapter", monkeypatch, **hub)
+        assert calls == [(("some/part", "adapter.safetensors"), {"subfolder": None, "revision": "f" * 40})]
+        loaded = given["motion_adapter"]
+        assert loaded is not adapter
+        for name, value in adapter.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value)
+
+    def test_a_revision_that_nobody_pinned(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UserError, match="some/part has no pinned revision") as caught:
+            self.asked("tiny-ltx", "latent_upsampler", monkeypatch, revision=None)
+        assert caught.value.where == "config/models/tiny-ltx.yaml, components.latent_upsampler.hub"
+        assert "`weights: random`" in caught.value.remedy
+
+    def test_a_file_that_is_no_safetensors(self) -> None:
+        with pytest.raises(ValueError, match="file"):
+            ComponentHub(id="some/part", revision=None, file="adapter.bin")
 
 
 def test_a_pipeline_that_nobody_has() -> None:

@@ -2,12 +2,15 @@
 
 Each stage is a call of one of diffusers' pipelines; this module only strings them together, as the model
 card does. The refinement calls the same transformer through a view of its own, so that its calls, which see
-four times the tokens, are timed as a stage that comes once a video and not among the steps of the first loop.
+four times the tokens, are timed as a stage that comes once a video and not among the steps of the first loop;
+so with its scheduler, whose few calls take no time to speak of and are not timed.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers import LTXConditionPipeline, LTXLatentUpsamplePipeline
@@ -24,6 +27,9 @@ class LTXMultiScalePipeline(LTXConditionPipeline):
         refiner: a view of ``transformer``: the same parameters, submodules and hooks, but another object.
     """
 
+    transformer: Any
+    scheduler: Any
+
     def __init__(
         self,
         scheduler: Any,
@@ -35,15 +41,21 @@ class LTXMultiScalePipeline(LTXConditionPipeline):
     ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
         self.register_modules(latent_upsampler=latent_upsampler)
-        self.refiner = copy.copy(transformer)
+        self.refiner = copy.copy(transformer).eval()
         self._upsample = LTXLatentUpsamplePipeline(vae, latent_upsampler)
-        # A scheduler of its own, too: the steps of the refinement are not among those of the first stage.
-        self._refine = LTXConditionPipeline(
-            type(scheduler).from_config(scheduler.config), vae, text_encoder, tokenizer, self.refiner
+
+    @contextmanager
+    def _refining(self) -> Iterator[None]:
+        """The refiner, and a scheduler of its own, in place of the first stage's."""
+        before = self.transformer, self.scheduler
+        self.transformer, self.scheduler = (
+            self.refiner,
+            type(self.scheduler).from_config(self.scheduler.config),
         )
-        # The parts' own video processors are one: what is decoded last is timed whoever decodes it.
-        self._refine.video_processor = self.video_processor
-        self._refine.set_progress_bar_config(disable=True)
+        try:
+            yield
+        finally:
+            self.transformer, self.scheduler = before
 
     def first_size(self, height: int, width: int, downscale: float) -> tuple[int, int]:
         """Height and width of the first stage (pixels): multiples of what the VAE compresses."""
@@ -82,13 +94,14 @@ class LTXMultiScalePipeline(LTXConditionPipeline):
             **shared,
         )
         large = self._upsample(latents=small.frames, output_type="latent")
-        return self._refine(
-            height=UPSCALE * first_height,
-            width=UPSCALE * first_width,
-            latents=large.frames,
-            num_inference_steps=refine_steps,
-            denoise_strength=refine_strength,
-            decode_timestep=decode_timestep,
-            output_type=output_type,
-            **shared,
-        )
+        with self._refining():
+            return super().__call__(
+                height=UPSCALE * first_height,
+                width=UPSCALE * first_width,
+                latents=large.frames,
+                num_inference_steps=refine_steps,
+                denoise_strength=refine_strength,
+                decode_timestep=decode_timestep,
+                output_type=output_type,
+                **shared,
+            )
