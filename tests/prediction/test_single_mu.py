@@ -197,6 +197,16 @@ def test_warm_ups_of_full_may_be_cut(warmup_steps: int | None, steps: int, warmu
     assert predict_measurement_s(prediction, "full", settings, steps) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("window_s", "generations"), [(None, 1), (0.5, 1), (54, 1), (55, 2), (200, 4)])
+def test_a_repetition_of_full_may_fill_a_window(window_s: float | None, generations: int) -> None:
+    settings = ProtocolSettings.model_validate(
+        {"full": {"warmups": 1, "repetitions": 3, "min_window_s": window_s}}
+    )
+    assert predict_measurement_s(PREDICTION, "full", settings, 50) == pytest.approx(
+        54 + 3 * generations * 54 + 4
+    )
+
+
 @pytest.mark.parametrize(("calls", "steps", "warmup_s"), [(1, 50, 1), (3, 50, 3), (3, 2, 2)])
 def test_a_warm_up_of_some_calls_decodes_nothing(calls: int, steps: int, warmup_s: float) -> None:
     """A call counts as a whole step, which may have two: rather too long than too short."""

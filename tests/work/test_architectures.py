@@ -512,7 +512,8 @@ from t2v_energy.work import parameter_counts, true_work
 for key in {list(OTHER_SIZES)}:
     model = load_model(Path({str(ROOT)!r}), key)
     d = model.defaults
-    print(true_work(model, d.height, d.width, d.num_frames, 1).total_flop, sum(parameter_counts(model).values()))
+    work = true_work(model, d.height, d.width, d.num_frames, 1)
+    print(work.total_flop, sum(parameter_counts(model).values()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -527,9 +528,11 @@ def test_chunks_are_those_of_the_decoder() -> None:
     assert [cogvideox_vae.chunks(n) for n in (1, 2, 3, 4, 13)] == [[1], [2], [3], [2, 2], [3, *[2] * 5]]
 
 
-def test_operators_keep_their_order() -> None:
+def test_operators_keep_their_order_and_stages_their_names() -> None:
     flop = dict.fromkeys(OPERATORS, 1.0)
     Work({**flop, "convolution": 1.0, "upsampler": 1.0}, 1, 1, 0.0)
     for wrong in ({**flop, "upsampler": 1.0, "convolution": 1.0}, {**flop, "other": 1.0}):
         with pytest.raises(ValueError, match="expected"):
             Work(wrong, 1, 1, 0.0)
+    with pytest.raises(ValueError, match="stages are denoiser"):
+        Work(flop, 1, 1, 0.0, {"denoiser": 1.0})

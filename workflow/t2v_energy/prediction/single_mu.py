@@ -86,11 +86,11 @@ def predict_measurement_s(
 ) -> float:
     """Seconds that measuring a configuration takes under ``protocol``, both idle readings included.
 
-    ``full`` runs warm-ups (whole, or of ``warmup_steps``) and whole repetitions.  ``sampled`` runs one short
-    warm-up generation (or ``warmup_calls`` of the denoiser, each counted as a step) and then ``generations``
-    generations of enough steps to fill ``min_window_s``, never more than the ``num_inference_steps`` of a
-    whole one; generations added because of a wide spread are not foreseen.  Building the pipeline is not
-    included: a batch does it once.
+    ``full`` runs warm-ups (whole, or of ``warmup_steps``) and repetitions of one whole generation, or of as
+    many as fill ``min_window_s``. ``sampled`` runs one short warm-up generation (or ``warmup_calls`` of the
+    denoiser, each counted as a step) and then ``generations`` generations of enough steps to fill
+    ``min_window_s``, never more than the ``num_inference_steps`` of a whole one. What is added because of a
+    wide spread is foreseen in neither. Building the pipeline is not included: a batch does it once.
 
     Raises:
         UserError: an unknown protocol.
@@ -99,7 +99,8 @@ def predict_measurement_s(
         full = settings.full
         warmup = min(num_inference_steps, full.warmup_steps or num_inference_steps)
         warmups_s = full.warmups * (prediction.once_s + warmup * prediction.step_s)
-        measuring_s = warmups_s + full.repetitions * prediction.latency_s
+        filling = ceil((full.min_window_s or 0) / prediction.latency_s)
+        measuring_s = warmups_s + full.repetitions * max(1, filling) * prediction.latency_s
     elif protocol == "sampled":
         sampled = settings.sampled
         filling = ceil(sampled.min_window_s / prediction.step_s)

@@ -52,7 +52,6 @@ def spatial_factor(config: Mapping[str, Any]) -> int:
 
 def latent_frames(config: Mapping[str, Any], num_frames: int) -> int:
     """Latent frames of a requested video: as many, for time is not compressed."""
-    settings(config)
     return num_frames
 
 

@@ -63,7 +63,7 @@ def patch_sides(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def token_count(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:
     """Tokens L of a latent of ``frames`` × ``rows`` × ``columns``: one a latent pixel."""
-    settings(config)
+    settings(config)  # refuses larger patches
     return frames * rows * columns
 
 

@@ -54,6 +54,8 @@ class Work:
         expected = (*OPERATORS, *(o for o in OTHER_OPERATORS if o in self.flop))
         if tuple(self.flop) != expected:
             raise ValueError(f"operators are {', '.join(self.flop)}; expected {', '.join(expected)}")
+        if not set(self.other_stages) <= set(OTHER_STAGES):
+            raise ValueError(f"stages are {', '.join(self.other_stages)}; expected some of {OTHER_STAGES}")
 
     @property
     def flop_by_stage(self) -> dict[str, float]:
