@@ -180,6 +180,29 @@ class TestConfigurations:
         assert row["gpu_energy_Wh_ci95"] == pytest.approx(half_width * LOOP_W / 3600, rel=1e-3)
         assert row["flags"] == "flag:step_sem"
 
+    def test_several_generations_may_be_one_repetition(self, tmp_path: Path) -> None:
+        """As with clips of half a second: means, spread and number are the repetitions'."""
+        whole = configuration(num_inference_steps=4)
+        record = make_record(steps=4, step_s=(0.5, 1.0, 1.0, 2.5), config=whole)
+        numbered = record.windows.model_copy(update={"repetition": [-1, -1, 0, 0, 1, 1, -1]})
+        row = one_row(tmp_path, record.model_copy(update={"windows": numbered}))
+        means = ONCE_S + 4 * np.array([0.75, 1.75])
+        assert row["latency_s_n"] == row["gpu_energy_Wh_n"] == 2
+        assert row["latency_s"] == pytest.approx(means.mean())
+        assert row["latency_s_std"] == pytest.approx(means.std(ddof=1))
+        assert row["gpu_energy_Wh"] == pytest.approx((ONCE_J + 5 * LOOP_W) / 3600, rel=1e-4)
+        assert row["gpu_energy_Wh_std"] == pytest.approx(4 * LOOP_W * 0.5**0.5 / 3600, rel=1e-3)
+
+    def test_a_repetition_is_known_better_than_its_generations(self, tmp_path: Path) -> None:
+        whole = configuration(num_inference_steps=4)
+        record = make_record(steps=4, step_s=(0.5,) * 6, config=whole)
+        numbered = record.windows.model_copy(update={"repetition": [-1, -1, 0, 0, 0, 1, 1, 1, -1]})
+        alone = one_row(tmp_path / "alone", record)
+        grouped = one_row(tmp_path / "grouped", record.model_copy(update={"windows": numbered}))
+        assert grouped["gpu_energy_Wh"] == pytest.approx(alone["gpu_energy_Wh"], rel=1e-6)
+        # three generations share the error of two edges
+        assert 0 < grouped["gpu_energy_Wh_ci95"] < 0.5 * alone["gpu_energy_Wh_ci95"]
+
     def test_the_interval_holds_the_instruments_error_where_nothing_scatters(self, tmp_path: Path) -> None:
         few, many = (
             one_row(

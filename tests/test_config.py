@@ -66,7 +66,8 @@ class TestShipped:
     def test_models_load(self, key: str) -> None:
         model = load_model(tiny.ROOT, key)
         assert model.key == key
-        assert {"transformer", "vae", "text_encoder", "scheduler"} <= set(model.components)
+        denoiser = model.spans["denoiser"].split(".")[0]
+        assert {denoiser, "vae", "text_encoder", "scheduler"} <= set(model.components)
         base = config.base_configuration(
             config.Experiment(key="x", title="x", protocol="full", model=key, vary=[{}]), model, 0
         )
@@ -245,8 +246,43 @@ class TestWrongValues:
         text = message(config.check_runnable, tiny.configuration(num_frames=1), model, "x")
         assert "the nearest is 8" in text
 
+    @pytest.mark.parametrize(
+        ("key", "scale", "what", "remedy"),
+        [
+            (
+                "cogvideox-2b",
+                1.0,
+                "1 switches guidance off; a step then makes one pass",
+                "`batch_per_pass: 1`",
+            ),
+            ("wan2.1-t2v-1.3b", 1.0, "1 switches guidance off", "`passes_per_step: 1`"),
+            ("animatediff-lightning", 7.5, "7.5 switches guidance on", "use a scale of 1"),
+        ],
+    )
+    def test_guidance_that_the_model_is_not_counted_with(
+        self, key: str, scale: float, what: str, remedy: str
+    ) -> None:
+        model = load_model(tiny.ROOT, key)
+        values = {"model": key, **model.defaults.model_dump(exclude={"fps"})}
+        config.check_runnable(Configuration(**values), model, "x")
+        text = message(config.check_runnable, Configuration(**values | {"guidance_scale": scale}), model, "x")
+        assert what in text
+        assert remedy in text
+
+    def test_more_frames_than_there_are_positions(self) -> None:
+        model = load_model(tiny.ROOT, "animatediff-lightning")
+        asked = Configuration(**{"model": model.key, **model.defaults.model_dump(exclude={"fps"})})
+        config.check_runnable(asked.model_copy(update={"num_frames": 32}), model, "x")
+        text = message(config.check_runnable, asked.model_copy(update={"num_frames": 33}), model, "x")
+        assert "num_frames: 33 are more than animatediff-lightning can make" in text
+        assert "use 32 or fewer" in text
+
 
 class TestModelFiles:
+    def test_the_denoiser_must_be_timed(self, root: Path) -> None:
+        text = self.rewritten(root, "  denoiser: transformer.forward", "  transformer: transformer.forward")
+        assert "`denoiser` is missing" in text
+
     def rewritten(self, root: Path, old: str, new: str) -> str:
         path = root / "config" / "models" / "wan2.1-t2v-1.3b.yaml"
         before = path.read_text()
@@ -279,6 +315,11 @@ class TestModelFiles:
         assert describe_weights(wan, "random", 7) == "random, seed 7"
         assert describe_weights(wan, "pretrained", 7) == (
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers@0fad780a534b6463e45facd96134c9f345acfa5b"
+        )
+        ltx = load_model(tiny.ROOT, "ltx-video-0.9.7-dev")
+        assert describe_weights(ltx, "pretrained", 7) == (
+            "Lightricks/LTX-Video-0.9.7-dev@2101082f5eb5540770a2df43747feadb6f69b889 + "
+            "Lightricks/ltxv-spatial-upscaler-0.9.7@c96c168c2bd8bbc82c9fe8259e5f89f8b2ea293f"
         )
 
 
@@ -382,6 +423,35 @@ class TestLayers:
         text = message(listed, root, "tiny")
         assert "tiny-wan_32x32_5f_2s is listed twice" in text
         assert "vary[2]" in text
+
+
+class TestModelsOfAnExperiment:
+    def test_an_entry_has_its_own_models_defaults(self, root: Path) -> None:
+        vary = [{}, {"model": "tiny-mochi", "num_frames": 13}]
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=vary, fixed={"height": 32}))
+        wan, mochi = (entry.configuration for entry in listed(root, "tiny"))
+        assert (wan.model, wan.height, wan.num_frames, wan.guidance_scale) == ("tiny-wan", 32, 9, 5.0)
+        assert (mochi.model, mochi.height, mochi.num_frames) == ("tiny-mochi", 32, 13)
+        assert (mochi.guidance_scale, mochi.width) == (4.5, 64)
+
+    def test_it_is_checked_against_its_own_models_limits(self, root: Path) -> None:
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[{"model": "tiny-mochi"}]))
+        text = message(listed, root, "tiny")  # 5 frames, which Wan makes
+        assert "num_frames: 5 would be rounded in silence by MochiPipeline" in text
+
+    def test_models_without_one_of_the_experiments(self, root: Path) -> None:
+        vary = [{"model": "tiny-mochi"}, {"model": "tiny-wan"}, {"model": "tiny-mochi", "num_frames": 13}]
+        changes = {"model": None, "vary": vary, "fixed": {}}
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(**changes))
+        assert [e.configuration.model for e in listed(root, "tiny")] == [v["model"] for v in vary]
+        experiment = load_experiment(root, load_campaign(root, "tiny"), "resolution")
+        assert experiment.models == ("tiny-mochi", "tiny-wan")
+
+    def test_an_entry_without_any(self, root: Path) -> None:
+        changes = {"model": None, "vary": [{"model": "tiny-wan"}, {}]}
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(**changes))
+        text = message(listed, root, "tiny")
+        assert "vary[1] names no model, and neither does the experiment" in text
 
 
 class TestEntries:
@@ -516,4 +586,10 @@ def test_the_most_generations_are_no_fewer_than_the_least(tmp_path: Path) -> Non
     protocols = {"sampled": {"generations": 9, "max_generations": 8}}
     root = tiny.make_root(tmp_path / "root", protocols=protocols)
     with pytest.raises(UserError, match="max_generations is below generations"):
+        listed(root, "tiny", "resolution")
+
+
+def test_the_most_repetitions_are_no_fewer_than_the_least(tmp_path: Path) -> None:
+    root = tiny.make_root(tmp_path / "root", protocols={"full": {"repetitions": 5, "max_repetitions": 4}})
+    with pytest.raises(UserError, match="max_repetitions is below repetitions"):
         listed(root, "tiny", "resolution")

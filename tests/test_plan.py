@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 from t2v_energy import cli
-from t2v_energy.config import ProtocolSettings, configurations
+from t2v_energy.config import ProtocolSettings, configurations, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.plan import Item, Plan, make_plan, raw_folder
 from t2v_energy.prediction import predict_measurement_s
@@ -252,3 +252,36 @@ class TestCommand:
         ]
         (folder / "SHA256SUMS").touch()
         assert self.printed(capsys, tmp_path).splitlines()[2].endswith("  sealed")
+
+
+class TestCrossModel:
+    """The study's seven models, in one experiment."""
+
+    STUDY = (
+        "wan2.1-t2v-14b wan2.1-t2v-1.3b mochi-1-preview cogvideox-5b cogvideox-2b ltx-video-0.9.7-dev "
+        "animatediff-lightning"
+    )
+
+    def planned(self, tmp_path: Path) -> Plan:
+        changes = {
+            "accelerator": "h200",
+            "device": "cuda",
+            "experiments": {"cross-model": {}},
+            "protocols": {},
+        }
+        root = tiny.make_root(tmp_path, **changes)
+        return make_plan(root, tiny.settings(root))
+
+    def test_each_is_at_its_defaults(self, tmp_path: Path) -> None:
+        items = self.planned(tmp_path).items("cross-model")
+        assert {item.configuration.model for item in items} == set(self.STUDY.split())
+        for item in items:
+            c = item.configuration
+            defaults = load_model(tiny.ROOT, c.model).defaults.model_dump(exclude={"fps"})
+            assert c.model_dump(include=set(defaults)) == defaults
+            assert (c.attention_kernel, c.interventions) == (None, ())
+
+    def test_it_fits_into_calls_of_ten_minutes_and_a_quarter_of_an_hour(self, tmp_path: Path) -> None:
+        items = self.planned(tmp_path).items("cross-model")
+        assert max(item.measure_s for item in items) < 300
+        assert sum(item.measure_s for item in items) < 900

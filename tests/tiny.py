@@ -1,4 +1,4 @@
-"""The tiny Wan pipeline and repositories around it, for tests that run the real chain on the CPU."""
+"""Tiny pipelines and repositories around them, for tests that run the real chain on the CPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from t2v_energy.config import Configuration, ModelFile, Settings, load_model, load_settings
+from t2v_energy.config import Configuration, ModelFile, Settings, load_model, load_settings, parse
 from t2v_energy.prompts import Prompt, write_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
+MODELS = Path(__file__).parent / "tiny_models"
+"""One tiny model of each architecture beside ``tiny-wan``, which is shipped."""
+KEYS = ("tiny-wan", *sorted(path.stem for path in MODELS.glob("*.yaml")))
+WORDS = ["a", "red", "fox", "crosses", "frozen", "lake", "."]
 PROMPT = Prompt("p000", "A red fox crosses a frozen lake.", 7, 0)
 SAMPLED = {
     "min_steps": 1,
@@ -46,8 +50,10 @@ CAMPAIGN: dict[str, Any] = {
 
 
 def make_root(folder: Path, **changes: Any) -> Path:
-    """A repository's root with the shipped config/, a campaign ``tiny`` (with ``changes``) and its prompt."""
+    """A repository's root with the shipped config/ and all tiny models, a campaign ``tiny`` (with
+    ``changes``) and its prompt."""
     shutil.copytree(ROOT / "config", folder / "config")
+    shutil.copytree(MODELS, folder / "config" / "models", dirs_exist_ok=True)
     write_yaml(folder, "campaigns/tiny", CAMPAIGN | changes)
     write_prompts([PROMPT], prompts_path(folder))
     return folder
@@ -73,8 +79,17 @@ def settings(root: Path, **overrides: Any) -> Settings:
     return load_settings(root, {"campaign": "tiny", **overrides})
 
 
-def model() -> ModelFile:
-    return load_model(ROOT, "tiny-wan")
+def model(key: str = "tiny-wan") -> ModelFile:
+    """The model file of a tiny model."""
+    path = MODELS / f"{key}.yaml"
+    if not path.is_file():
+        return load_model(ROOT, key)
+    return parse(ModelFile, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def defaults(key: str, **changes: Any) -> Configuration:
+    """A model's default configuration, with ``changes``."""
+    return Configuration(**{"model": key, **model(key).defaults.model_dump(exclude={"fps"}), **changes})
 
 
 def configuration(**changes: Any) -> Configuration:
@@ -83,11 +98,29 @@ def configuration(**changes: Any) -> Configuration:
 
 
 @cache
-def pipeline() -> Any:
-    """One built pipeline for the whole session; nobody may change it for good."""
+def pipeline(key: str = "tiny-wan") -> Any:
+    """One built pipeline of each model for the whole session; nobody may change it for good."""
     from t2v_energy.models.build import build_pipeline
 
-    return build_pipeline(model(), "random", "cpu", 0)
+    return build_pipeline(model(key), "random", "cpu", 0)
+
+
+def real_tokenizer(max_length: int = 512) -> Any:
+    """A tokenizer of transformers that knows a few words, as a hub's pipeline has one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: 3 + i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_length,
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from records import ONCE_S, make_record
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import (
     SETTLED_S,
+    by_repetition,
     composed_latency_s,
     estimate,
     first_settled,
@@ -43,6 +44,15 @@ class TestGenerations:
         np.testing.assert_allclose(first.step_durations_s, 0.5)
         np.testing.assert_allclose(second.step_starts_s, second.loop_start_s + np.arange(4))
         assert second.mean_step_s == pytest.approx(1.0)
+
+    def test_repetitions_are_the_records_or_one_a_generation(self) -> None:
+        record = make_record(step_s=(0.5, 1.0, 1.5))
+        assert record.windows.repetition == []
+        assert [g.repetition for g in generations(record.windows, record.spans)] == [0, 1, 2]
+        grouped = record.windows.model_copy(update={"repetition": [-1, -1, 0, 0, 1, -1]})
+        found = generations(grouped, record.spans)
+        assert [g.repetition for g in found] == [0, 0, 1]
+        np.testing.assert_allclose(by_repetition(found, [1.0, 2.0, 5.0]), [1.5, 5.0])
 
     def test_a_step_lasts_to_the_next_start_and_the_last_one_to_the_loops_end(self) -> None:
         spans = spans_of(

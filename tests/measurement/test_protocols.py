@@ -244,6 +244,46 @@ class TestFull:
         assert [stages[window, "vae_decode"] for window in range(4)] == [1] * 4
         assert [stages[window, "denoiser"] for window in range(4)] == [2 * run_steps] * 2 + [6] * 2
 
+    def test_a_repetition_of_as_many_generations_as_fill_a_window(self) -> None:
+        full = {"warmups": 1, "repetitions": 2, "min_window_s": 0.2}
+        heard: list[str] = []
+        with prepared(full=full, num_inference_steps=1) as run:
+            run.say = heard.append
+            run_full(run)
+        numbers = run.windows.repetition
+        assert numbers[0] == -1
+        assert numbers == sorted(numbers)
+        assert set(numbers) == {-1, 0, 1}
+        for number in (0, 1):
+            lengths = [
+                end - start
+                for n, start, end in zip(numbers, run.windows.start_s, run.windows.end_s, strict=True)
+                if n == number
+            ]
+            assert sum(lengths[:-1]) < 0.2 <= sum(lengths)
+        assert len(heard) == 3  # nothing is said between the generations of a repetition
+
+    @pytest.mark.parametrize(
+        ("narrow", "repetitions"), [([True], 2), ([False, True], 3), ([False, False, False], 4)]
+    )
+    def test_repetitions_go_on_until_they_are_narrow_or_the_most(
+        self, narrow: list[bool], repetitions: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers = iter(narrow)
+        target = "t2v_energy.measurement.protocols._repeats_narrowly"
+        monkeypatch.setattr(target, lambda run, steps: next(answers))
+        full = {"warmups": 1, "repetitions": 2, "max_repetitions": 4}
+        with prepared(full=full, num_inference_steps=1) as run:
+            run_full(run)
+        assert run.windows.repetition == [-1, *range(repetitions)]
+
+    @pytest.mark.parametrize(("limit", "repetitions"), [(1e-6, 4), (1e6, 2)])
+    def test_narrow_is_the_interval_between_repetitions(self, limit: float, repetitions: int) -> None:
+        full = {"warmups": 1, "repetitions": 2, "max_repetitions": 4, "max_ci95_percent": limit}
+        with prepared(full=full, num_inference_steps=1) as run:
+            run_full(run)
+        assert run.windows.kind.count("generation") == repetitions
+
     def test_the_studys_numbers_are_the_default(self) -> None:
         assert ProtocolSettings().full == FullProtocol(warmups=2, warmup_steps=None, repetitions=5)
         assert {"full": run_full, "sampled": run_sampled} == PROTOCOLS
@@ -408,7 +448,8 @@ MODELS = sorted(path.stem for path in (tiny.ROOT / "config" / "models").glob("*.
 @pytest.mark.parametrize("key", MODELS)
 def test_every_model_runs_its_smallest_size(key: str) -> None:
     model = load_model(tiny.ROOT, key)
-    found = smallest(model, tiny.configuration(model=model.key, height=720, width=1280, num_frames=81))
+    asked = {"height": 720, "width": 1280, "num_frames": 81, "guidance_scale": model.defaults.guidance_scale}
+    found = smallest(model, tiny.configuration(model=model.key, **asked))
     check_runnable(found, model, "here")
     assert found.height * found.width * found.num_frames < 720 * 1280
     assert found.prompt == "p000"

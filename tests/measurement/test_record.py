@@ -50,6 +50,23 @@ class TestRoundTrip:
         with pytest.raises(ValidationError, match="columns differ in length"):
             Spans(window=[1])
 
+    def test_records_from_before_repetitions_were_numbered_read_as_they_did(self, tmp_path: Path) -> None:
+        path = write(make_record(), tmp_path)
+        before = read_record(path)
+        data = json.loads(path.read_text())
+        del data["windows"]["repetition"]
+        for name in ("min_window_s", "max_repetitions", "max_ci95_percent"):
+            del data["protocol_settings"]["full"][name]
+        path.write_text(json.dumps(data))
+        assert read_record(path) == before
+
+    def test_repetitions_are_as_many_as_windows_or_none(self) -> None:
+        columns = {"kind": ["generation"], "steps": [1], "start_s": [0.0], "end_s": [1.0]}
+        assert Windows(**columns).repetition == []
+        assert Windows(**columns, repetition=[0]).repetition == [0]
+        with pytest.raises(ValidationError, match="columns differ in length"):
+            Windows(**columns, repetition=[0, 1])
+
     def test_names_and_listing(self, tmp_path: Path) -> None:
         assert record_name("wan_480x832_81f_50s", "full", 2) == "wan_480x832_81f_50s__full_r2.json"
         first, second = write(make_record(pass_index=1), tmp_path), write(make_record(pass_index=2), tmp_path)

@@ -105,6 +105,27 @@ def test_calls_inside_calls_are_spans_of_their_own() -> None:
     assert spans.start_s[0] <= spans.start_s[1] <= spans.end_s[1] <= spans.end_s[0]
 
 
+def test_the_time_before_the_first_call_is_a_stage_where_it_is_asked_for() -> None:
+    pipeline = parts()
+    recorder = SpanRecorder(pipeline, {"prepare": "host.start", **STAGES}, "cpu")
+    with recorder.attached(), torch.no_grad():
+        for window in (0, 1):
+            with recorder.window(window) as edges:
+                time.sleep(0.01)
+                pipeline(1)
+        start_s = edges["start_s"]
+        with recorder.window(2):
+            pass  # no call: nothing comes before it
+    spans = recorder.spans
+    assert rows(recorder)[:2] == [(0, "prepare", -1, 0), (0, "text_encoder", -1, 0)]
+    assert spans.window.count(1) == spans.window.count(0)
+    assert 2 not in spans.window
+    first = spans.window.index(1)
+    assert (spans.stage[first], spans.start_s[first]) == ("prepare", start_s)
+    assert spans.end_s[first] == spans.start_s[first + 1]
+    assert spans.end_s[first] - spans.start_s[first] >= 0.01
+
+
 def test_nothing_is_recorded_outside_windows() -> None:
     pipeline = parts()
     recorder = SpanRecorder(pipeline, STAGES, "cpu")

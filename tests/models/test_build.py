@@ -18,7 +18,6 @@ from t2v_energy.models.build import build_component, build_pipeline  # noqa: E40
 
 torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 PARTS = ("transformer", "vae", "text_encoder")
-WORDS = ["a", "red", "fox", "crosses", "frozen", "lake", "."]
 
 
 def tensors(pipeline: Any) -> dict[str, torch.Tensor]:
@@ -133,24 +132,11 @@ class TestPrecision:
         assert {p.dtype for p in part.parameters()} == {torch.bfloat16}
 
 
-def real_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: 3 + i for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A tiny pipeline with a real tokenizer on the disk, and the video that it made before."""
     pipeline = build_pipeline(tiny.model(), "random", "cpu", 5)
-    pipeline.tokenizer = real_tokenizer()
+    pipeline.tokenizer = tiny.real_tokenizer()
     folder = tmp_path_factory.mktemp("saved")
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder, video(pipeline)

@@ -11,7 +11,7 @@ TEXT = "A red fox, running."  # six words and marks
 
 
 def test_shapes_mask_and_padding() -> None:
-    encoded = StandInTokenizer(1024)([TEXT, ""], max_length=10, padding="max_length", truncation=True)
+    encoded = StandInTokenizer(1024, 512)([TEXT, ""], max_length=10, padding="max_length", truncation=True)
     assert encoded.input_ids.shape == encoded.attention_mask.shape == (2, 10)
     assert encoded.input_ids.dtype == encoded["attention_mask"].dtype == torch.int64
     ids, mask = encoded.input_ids.tolist(), encoded.attention_mask.tolist()
@@ -23,7 +23,7 @@ def test_shapes_mask_and_padding() -> None:
 
 
 def test_a_long_prompt_is_cut_and_keeps_its_end() -> None:
-    tokenizer = StandInTokenizer(1024)
+    tokenizer = StandInTokenizer(1024, 512)
     whole = tokenizer([TEXT], max_length=10).input_ids[0].tolist()
     encoded = tokenizer([TEXT], max_length=4)
     assert encoded.input_ids.tolist() == [[*whole[:3], END_ID]]
@@ -35,7 +35,7 @@ def test_a_long_prompt_is_cut_and_keeps_its_end() -> None:
 @pytest.mark.parametrize("vocab_size", [4, 1024, 256384])
 def test_ids_lie_in_the_vocabulary(vocab_size: int) -> None:
     words = " ".join(f"word{i}" for i in range(300))
-    ids = StandInTokenizer(vocab_size).encode(words, 512)
+    ids = StandInTokenizer(vocab_size, 512).encode(words, 512)
     assert len(ids) == 301
     assert min(ids[:-1]) >= FIRST_WORD_ID
     assert max(ids) < vocab_size
@@ -43,5 +43,23 @@ def test_ids_lie_in_the_vocabulary(vocab_size: int) -> None:
 
 def test_the_same_word_is_the_same_id_everywhere() -> None:
     # Fixed here: a record's prompt must be the same prompt in every process and version.
-    assert StandInTokenizer(1024).encode("Fox fox FOX cat", 9) == [294, 294, 294, 846, END_ID]
-    assert StandInTokenizer(256384).encode("fox cat", 9) == [132279, 199427, END_ID]
+    assert StandInTokenizer(1024, 512).encode("Fox fox FOX cat", 9) == [294, 294, 294, 846, END_ID]
+    assert StandInTokenizer(256384, 512).encode("fox cat", 9) == [132279, 199427, END_ID]
+
+
+def test_pipelines_that_ask_the_tokenizer_for_its_length() -> None:
+    tokenizer = StandInTokenizer(1024, 77)
+    one = tokenizer(TEXT, padding="max_length", max_length=tokenizer.model_max_length)
+    assert one.input_ids.shape == (1, 77)
+    assert torch.equal(one.input_ids, tokenizer([TEXT]).input_ids)
+    assert tokenizer.tokenize(TEXT) == ["a", "red", "fox", ",", "running", "."]
+
+
+def test_the_longest_text_decides_and_nothing_is_cut() -> None:
+    # so pipelines see whether they cut a prompt, and say what of it
+    long = " ".join(f"word{i}" for i in range(100))
+    encoded = StandInTokenizer(1024, 8)([TEXT, long], padding="longest")
+    assert encoded.input_ids.shape == (2, 101)
+    assert encoded.attention_mask.sum(1).tolist() == [7, 101]
+    ids = encoded.input_ids[:, 2:4]
+    assert StandInTokenizer(1024, 8).batch_decode(ids) == [" ".join(map(str, row)) for row in ids.tolist()]

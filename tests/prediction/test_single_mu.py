@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from t2v_energy.config import Accelerator, ProtocolSettings, load_accelerators, load_model
+from t2v_energy.config import Accelerator, ModelFile, ProtocolSettings, load_accelerators, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.prediction import Prediction, predict, predict_measurement_s
-from t2v_energy.work import true_work
+from t2v_energy.work import parameter_counts, true_work
 
 ROOT = Path(__file__).parents[2]
 MODEL = load_model(ROOT, "wan2.1-t2v-1.3b")
@@ -90,6 +90,61 @@ def test_memory_does_not_depend_on_steps() -> None:
     assert one.latency_s < fifty.latency_s
 
 
+STUDY = {  # table 4 of the study, latency on its H100; LTX-Video: all three stages, from its published data
+    "wan2.1-t2v-14b": 1875,
+    "cogvideox-2b": 50.6,
+    "cogvideox-5b": 124,
+    "ltx-video-0.9.7-dev": 17.8,
+    "mochi-1-preview": 263,
+    "animatediff-lightning": 0.68,
+}
+
+
+def default_size(model: ModelFile) -> tuple[int, int, int, int]:
+    d = model.defaults
+    return d.height, d.width, d.num_frames, d.num_inference_steps
+
+
+@pytest.mark.parametrize("key", STUDY)
+def test_every_model_of_the_study_is_predicted_well_enough_to_plan(key: str) -> None:
+    model = load_model(ROOT, key)
+    got = predict(model, ACCELERATORS["h100-sxm"], *default_size(model))
+    assert got.latency_s == pytest.approx(STUDY[key], rel=0.25)
+    assert got.memory_GiB < 80  # the study ran all of them on an 80 GB card
+
+
+@pytest.mark.parametrize("key", STUDY)
+def test_memory_holds_the_weights_and_grows_with_the_size(key: str) -> None:
+    model = load_model(ROOT, key)
+    *full, frames, steps = default_size(model)
+    multiple = model.limits.size_multiple
+    half = [side // 2 // multiple * multiple for side in full]
+    small, large = (predict(model, ACCELERATORS["h200"], *size, frames, steps) for size in (half, full))
+    values = {"float16": 2, "bfloat16": 2, "float32": 4}
+    counts, parts = parameter_counts(model), model.components
+    weights_GiB = sum(n * values[parts[part].dtype or ""] for part, n in counts.items()) / 2**30
+    assert weights_GiB < small.memory_GiB < large.memory_GiB
+
+
+def test_a_motion_adapter_is_on_the_device_twice() -> None:
+    model = load_model(ROOT, "animatediff-lightning")
+    counts = parameter_counts(model)
+    assert set(counts) == {"unet", "motion_adapter", "vae", "text_encoder"}
+    got = predict(model, ACCELERATORS["h200"], 64, 64, 1, 1)
+    weights_GiB = 2 * (sum(counts.values()) + counts["motion_adapter"]) / 2**30
+    assert weights_GiB < got.memory_GiB < weights_GiB + 0.1
+
+
+def test_stages_that_come_once_are_not_among_the_steps() -> None:
+    model = load_model(ROOT, "ltx-video-0.9.7-dev")
+    accelerator, size = ACCELERATORS["h200"], default_size(model)
+    got, stage = predict(model, accelerator, *size), true_work(model, *size).flop_by_stage
+    rate = accelerator.efficiency * accelerator.peak_bf16_dense_TFLOPs * 1e12
+    assert got.step_s == pytest.approx(stage["denoiser"] / 30 / rate)
+    once_s = (stage["text_encoder"] + stage["upsample"] + stage["refine"]) / rate
+    assert got.once_s == pytest.approx(once_s + stage["vae_decode"] / accelerator.vae_TFLOPs / 1e12)
+
+
 PREDICTION = Prediction(latency_s=54.0, gpu_energy_Wh=10.0, memory_GiB=20.0, step_s=1.0, once_s=4.0)
 SETTINGS = (
     ProtocolSettings()
@@ -140,6 +195,16 @@ def test_warm_ups_of_full_may_be_cut(warmup_steps: int | None, steps: int, warmu
     prediction = replace(PREDICTION, latency_s=4.0 + steps)
     expected = 2 * warmup_s + 3 * (4 + steps) + 4  # each warm-up decodes
     assert predict_measurement_s(prediction, "full", settings, steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("window_s", "generations"), [(None, 1), (0.5, 1), (54, 1), (55, 2), (200, 4)])
+def test_a_repetition_of_full_may_fill_a_window(window_s: float | None, generations: int) -> None:
+    settings = ProtocolSettings.model_validate(
+        {"full": {"warmups": 1, "repetitions": 3, "min_window_s": window_s}}
+    )
+    assert predict_measurement_s(PREDICTION, "full", settings, 50) == pytest.approx(
+        54 + 3 * generations * 54 + 4
+    )
 
 
 @pytest.mark.parametrize(("calls", "steps", "warmup_s"), [(1, 50, 1), (3, 50, 3), (3, 2, 2)])

@@ -121,7 +121,8 @@ class _Measurement:
         record: the record.
         generations: its measured generations; none for a record that is not ``ok``.
         spans: its rows of ``measurements.parquet``, without the columns that say whose they are.
-        videos: one row a generation: every quantity of a whole video composed from it.
+        videos: one row a repetition: every quantity of a whole video composed from its generations' mean.
+            Short clips apart, a repetition is one generation.
         idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
         stretch_J, stretch_s: the same from the first generation's start, warm-ups included, to the last
             one's end: what CodeCarbon's window holds.
@@ -165,17 +166,21 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
     # pause, and as borders their edges would only hide how steady power is beside the loop's own.
     once = rows.loc[rows["step"] < 0, ["start_s", "end_s"]].to_numpy().ravel()
-    groups = (whole, loops, settled, idle, stretch)
+    repeated = _repeated(found)
+    groups = (whole, loops, settled, idle, stretch, repeated)
     energy, ci90 = _energies(record, np.concatenate(groups), once)
-    of_whole, of_loop, of_settled, of_idle, of_stretch = _split(energy, groups)
-    ci90_whole, _, ci90_settled, *_ = _split(ci90, groups)
+    of_whole, of_loop, of_settled, of_idle, of_stretch, _ = _split(energy, groups)
+    ci90_whole, _, ci90_settled, _, _, ci90_repeated = _split(ci90, groups)
     videos = _videos(record, found)
     _add_gpu_energy(videos, record, found, (of_whole, ci90_whole), of_loop, (of_settled, ci90_settled))
+    videos = videos.join(_stages(rows, _span_weights(record, found, rows)))
+    if len(repeated):
+        videos = _by_repetition(videos, found, ci90_repeated)
     return _Measurement(
         record=record,
         generations=found,
         spans=rows,
-        videos=videos.join(_stages(rows, _span_weights(record, found, rows))),
+        videos=videos,
         idle_J=float(of_idle.sum()),
         idle_s=float(np.diff(idle).sum()),
         stretch_J=float(of_stretch.sum()),
@@ -202,6 +207,15 @@ def _stretch(record: Record, found: list[Generation]) -> Array:
     windows = record.windows
     running = [s for kind, s in zip(windows.kind, windows.start_s, strict=True) if kind not in IDLE]
     return _edges([min(running)], [found[-1].end_s])
+
+
+def _repeated(found: list[Generation]) -> Array:
+    """Start and end of each repetition, if any has more than one generation."""
+    by_number = groupby(found, key=lambda g: g.repetition)
+    repetitions = [list(repetition) for _, repetition in by_number]
+    if len(repetitions) == len(found):
+        return _edges()
+    return _edges([r[0].start_s for r in repetitions], [r[-1].end_s for r in repetitions])
 
 
 def _energies(record: Record, edges: Array, borders_s: ArrayLike = ()) -> tuple[Array, Array]:
@@ -338,6 +352,19 @@ def _span_weights(record: Record, found: list[Generation], rows: pd.DataFrame) -
     return weights
 
 
+def _by_repetition(videos: pd.DataFrame, found: list[Generation], ci90: Array) -> pd.DataFrame:
+    """Mean video of each repetition of several generations.
+
+    Its energy is known as well as that of the whole repetition, ``ci90`` (J, half-widths): what the counter
+    gets wrong where one generation ends is made good where the next one begins.
+    """
+    number = [g.repetition for g in found]
+    means = videos.groupby(number).mean().reset_index(drop=True)
+    counts = np.unique(number, return_counts=True)[1]
+    means["gpu_energy_Wh_instrument_ci95"] = CI95_PER_CI90 * ci90 / counts / J_PER_WH
+    return means
+
+
 def _stages(rows: pd.DataFrame, weights: Array) -> pd.DataFrame:
     """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
 
@@ -395,7 +422,7 @@ def _mean_videos(passes: list[_Measurement]) -> pd.DataFrame:
 
 
 def _quantities(passes: list[_Measurement]) -> dict[str, float]:
-    """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (generations).
+    """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (repetitions).
 
     Intervals of modelled and constant energies show how far latency scatters, not how good the model is.
     """
@@ -489,12 +516,17 @@ def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]
 
 
 def _mfu(record: Record, latency_s: float, root: Path) -> float:
-    """True work over what the accelerator could have done in the same time; NaN on a nominal accelerator."""
+    """True work over what the accelerator could have done in the same time.
+
+    NaN on a nominal accelerator, and of a model that no closed forms count.
+    """
     accelerator = load_accelerator(root, load_campaign(root, record.campaign).accelerator)
-    if accelerator.nominal or record.status != "ok":
-        return nan
     c = record.configuration
-    work = true_work(load_model(root, c.model), c.height, c.width, c.num_frames, c.num_inference_steps)
+    model = load_model(root, c.model)
+    if accelerator.nominal or record.status != "ok" or model.architecture == "other":
+        return nan
+    size = (c.height, c.width, c.num_frames, c.num_inference_steps)
+    work = true_work(model, *size, prompt_tokens=record.prompt.tokens if record.prompt else None)
     return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
 
 

@@ -178,8 +178,10 @@ def _plan(options: argparse.Namespace) -> None:
         for item in batch.items
     ]
     if options.json:
+        # JSON knows no NaN: what is not predicted is null
+        known = [{key: None if value != value else value for key, value in row.items()} for row in rows]
         print(
-            json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": rows}, indent=1)
+            json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": known}, indent=1)
         )
         return
     counts = f"{len(rows)} measurements in {len(plan.batches)} batches"

@@ -30,8 +30,10 @@ Positive = Annotated[float, Field(gt=0)]
 
 def _an_importable_class(value: str) -> str:
     """Only classes of the two model libraries can be named: a configuration file runs no other code."""
-    if not re.fullmatch(r"(diffusers|transformers)\.[A-Z]\w*", value):
-        raise ValueError("must be diffusers.<Class> or transformers.<Class>")
+    if not re.fullmatch(r"(diffusers(\.pipelines\.[a-z]\w*)?|transformers)\.[A-Z]\w*", value):
+        raise ValueError(
+            "must be diffusers.<Class> or transformers.<Class>, or diffusers.pipelines.<pipeline>.<Class>"
+        )
     return value
 
 
@@ -52,7 +54,23 @@ class Hub(Strict):
     """Where the published weights are; the revision is pinned so that they cannot change."""
 
     id: str = Field(description="`owner/name` on the hub")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit that is read, never a branch")
+    revision: str | None = Field(
+        pattern=r"^[0-9a-f]{40}$",
+        description="the commit that is read, never a branch; null: nobody has pinned one yet, and "
+        "`weights: pretrained` is refused",
+    )
+
+
+class ComponentHub(Hub):
+    """Published weights of one part, where they are not in the pipeline's own repository."""
+
+    subfolder: str | None = Field(None, description="folder of the repository; null: its root")
+    file: str | None = Field(
+        None,
+        pattern=r"\.safetensors$",
+        description="for weights that are published without a configuration: the file, which is loaded into "
+        "the part as `config` describes it",
+    )
 
 
 class Component(Strict):
@@ -60,7 +78,11 @@ class Component(Strict):
 
     class_: Annotated[
         str,
-        Field(alias="class", description="`diffusers.<Class>` or `transformers.<Class>`, nothing else"),
+        Field(
+            alias="class",
+            description="`diffusers.<Class>`, `diffusers.pipelines.<pipeline>.<Class>` or "
+            "`transformers.<Class>`, nothing else",
+        ),
         AfterValidator(_an_importable_class),
     ]
     config: dict[str, Any] = Field({}, description="what that class takes, as published (its own keys)")
@@ -68,6 +90,9 @@ class Component(Strict):
         None,
         description="number type of the weights; what the class keeps in float32 stays so; "
         "null for a part without weights (a scheduler)",
+    )
+    hub: ComponentHub | None = Field(
+        None, description="the part's own published weights; null: they are in the model's `hub`"
     )
 
 
@@ -95,6 +120,7 @@ class Limits(Strict):
     size_multiple: int = Field(gt=0, description="[pixels] height and width must be multiples of it")
     frames_multiple: int = Field(gt=0, description="frames must be `frames_multiple`·k + `frames_offset`")
     frames_offset: int = Field(ge=0, description="see `frames_multiple`")
+    max_frames: int | None = Field(None, gt=0, description="frames, at most; null: as many as memory holds")
 
 
 class ModelFile(Strict):
@@ -102,19 +128,43 @@ class ModelFile(Strict):
 
     key: Key = Field(description="the file's name without `.yaml`")
     title: str = Field(description="the model's name for people")
-    architecture: Literal["wan"] = Field(description="which closed forms count its operations")
+    architecture: Literal["wan", "cogvideox", "ltx", "mochi", "animatediff", "other"] = Field(
+        description="which closed forms count its operations; `other`: there are none, so no cost is "
+        "predicted and no share of the peak reported",
+    )
     hub: Hub | None = Field(None, description="where the published weights are; null: there are none")
-    pipeline: str = Field(pattern=r"^[A-Z]\w*Pipeline$", description="class of diffusers that generates")
+    pipeline: str = Field(
+        pattern=r"^[A-Z]\w*Pipeline$",
+        description="class that generates: diffusers', or for stages of its own one of t2v_energy.models",
+    )
     components: dict[str, Component] = Field(description="the pipeline's parts, by the pipeline's own names")
     tokenizer: Tokenizer = Field(description="sizes of the tokenizer, for the stand-in of random weights")
     defaults: Defaults = Field(description="settings that the model card recommends")
     negative_prompt: str = Field("", description="text that guidance steers away from")
-    passes_per_step: int = Field(ge=1, le=2, description="denoiser calls a step: 2 with guidance, else 1")
+    passes_per_step: int = Field(
+        ge=1, le=2, description="denoiser calls a step: 2 where guidance calls it twice, else 1"
+    )
+    batch_per_pass: int = Field(
+        1,
+        ge=1,
+        le=2,
+        description="videos in a denoiser call: 2 where guidance makes one call of both, else 1",
+    )
+    call: dict[str, bool | int | float | str] = Field(
+        {}, description="what the pipeline's call takes beyond size, steps, prompts and guidance"
+    )
     limits: Limits = Field(description="sizes and lengths that the pipeline accepts")
     spans: dict[str, Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z_]+$")]] = Field(
         description="stage: `<part>.<method>`, the calls that are timed. "
-        "`denoiser` and `scheduler` make up the loop of steps; the rest comes once a video"
+        "`denoiser` and `scheduler` make up the loop of steps; the rest comes once a video. `host.start` is "
+        "the pipeline's own time before the first of these calls"
     )
+
+    @model_validator(mode="after")
+    def _the_denoiser_is_timed(self) -> ModelFile:
+        if "denoiser" not in self.spans:
+            raise ValueError("spans: `denoiser` is missing, the part whose calls make up the steps")
+        return self
 
 
 # --- config/accelerators.yaml -------------------------------------------------------------------------
@@ -157,7 +207,28 @@ class FullProtocol(Strict):
     warmup_steps: int | None = Field(
         None, ge=1, description="denoising steps of a warm-up; null: it is whole, as in the study"
     )
-    repetitions: int = Field(5, ge=1, description="whole generations that are measured")
+    repetitions: int = Field(
+        5, ge=1, description="measured repetitions, at least; each is one whole generation"
+    )
+    min_window_s: Positive | None = Field(
+        None,
+        description="[s] for short clips: a repetition is as many whole generations, one right after the "
+        "other, as fill this time. null: one generation",
+    )
+    max_repetitions: int | None = Field(
+        None, ge=1, description="measured repetitions, at most; null: as many as `repetitions`"
+    )
+    max_ci95_percent: Positive = Field(
+        1.0,
+        description="[%] done, between those two numbers, when half the 95 % interval of the mean latency "
+        "over the repetitions is no larger",
+    )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> FullProtocol:
+        if self.max_repetitions is not None and self.max_repetitions < self.repetitions:
+            raise ValueError(f"max_repetitions is below repetitions ({self.repetitions})")
+        return self
 
 
 class SampledProtocol(Strict):
@@ -239,6 +310,7 @@ class Variation(Strict):
 class Entry(Variation):
     """One configuration of a sweep, and how it alone is measured where that is not the experiment's way."""
 
+    model: Key | None = Field(None, description="a file of config/models/; null: the experiment's")
     protocol: Protocol | None = Field(None, description="null: the experiment's")
     protocols: dict[str, Any] = Field(
         {}, description="keys of config.yaml's `protocols`, laid over the experiment's value by value"
@@ -247,7 +319,7 @@ class Entry(Variation):
 
 
 class Experiment(Strict):
-    """One sweep: a model, what it holds fixed, and the list of what it varies."""
+    """One sweep: its model or models, what it holds fixed, and the list of what it varies."""
 
     key: Key = Field(description="the file's name without `.yaml`")
     title: str = Field(description="what it asks, for people")
@@ -256,11 +328,25 @@ class Experiment(Strict):
         {}, description="keys of config.yaml's `protocols`, laid over the campaign's value by value"
     )
     passes: int | None = Field(None, ge=1, description="times that it is measured; null: the campaign's")
-    model: Key = Field(description="a file of config/models/")
+    model: Key | None = Field(
+        None, description="a file of config/models/; null: each entry of `vary` names its own"
+    )
     fixed: Variation = Field(Variation(), description="what all configurations share")
     vary: tuple[Entry, ...] = Field(
         min_length=1, description="the configurations, one entry each; laid over `fixed`"
     )
+
+    @model_validator(mode="after")
+    def _every_entry_has_a_model(self) -> Experiment:
+        lacking = [index for index, entry in enumerate(self.vary) if not (entry.model or self.model)]
+        if lacking:
+            raise ValueError(f"vary[{lacking[0]}] names no model, and neither does the experiment")
+        return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models of the entries, each once, in the order of the file."""
+        return tuple(dict.fromkeys(entry.model or self.model or "" for entry in self.vary))
 
 
 class Campaign(Strict):
@@ -357,10 +443,11 @@ class Configuration(Strict):
 
 
 def describe_weights(model: ModelFile, weights: str, seed: int) -> str:
-    """What a record says of the weights: ``random, seed N`` or the hub id and revision."""
+    """What a record says of the weights: ``random, seed N``, or hub ids and revisions, joined by ``+``."""
     if weights == "random" or model.hub is None:
         return f"random, seed {seed}"
-    return f"{model.hub.id}@{model.hub.revision}"
+    own = [part.hub for part in model.components.values() if part.hub]
+    return " + ".join(f"{hub.id}@{hub.revision}" for hub in (model.hub, *own))
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -531,13 +618,7 @@ def check_runnable(configuration: Configuration, model: ModelFile, where: str) -
                 where=where,
                 remedy=f"use {valid}",
             )
-    if model.passes_per_step > 1 and configuration.guidance_scale <= 1:
-        raise UserError(
-            f"guidance_scale: {configuration.guidance_scale:g} switches guidance off; a step then makes one "
-            f"pass instead of the {model.passes_per_step} that {model.key} is counted with",
-            where=where,
-            remedy="use a scale above 1, or a model file of its own with `passes_per_step: 1`",
-        )
+    _check_guidance(configuration.guidance_scale, model, where)
     frames, step, offset = configuration.num_frames, limits.frames_multiple, limits.frames_offset
     if frames < max(offset, 1) or (frames - offset) % step:
         nearest = max(round((frames - offset) / step) * step + offset, offset or step)
@@ -546,10 +627,37 @@ def check_runnable(configuration: Configuration, model: ModelFile, where: str) -
             where=where,
             remedy=f"{model.key} makes {step}k + {offset} frames; the nearest is {nearest}",
         )
+    if limits.max_frames and frames > limits.max_frames:
+        raise UserError(
+            f"num_frames: {frames} are more than {model.key} can make",
+            where=where,
+            remedy=f"use {limits.max_frames} or fewer",
+        )
+
+
+def _check_guidance(scale: float, model: ModelFile, where: str) -> None:
+    """Raise where guidance is on or off against what the model file counts a step with."""
+    counted = model.passes_per_step * model.batch_per_pass
+    if counted > 1 and scale <= 1:
+        key = "passes_per_step" if model.passes_per_step > 1 else "batch_per_pass"
+        raise UserError(
+            f"guidance_scale: {scale:g} switches guidance off; a step then makes one "
+            f"pass instead of the {counted} that {model.key} is counted with",
+            where=where,
+            remedy=f"use a scale above 1, or a model file of its own with `{key}: 1`",
+        )
+    if counted == 1 and scale > 1:
+        raise UserError(
+            f"guidance_scale: {scale:g} switches guidance on; a step then makes two passes instead of the "
+            f"one that {model.key} is counted with",
+            where=where,
+            remedy="use a scale of 1, or a model file of its own with 2 as `passes_per_step` or "
+            "`batch_per_pass`",
+        )
 
 
 def base_configuration(experiment: Experiment, model: ModelFile, seed: int) -> Configuration:
-    """The experiment's default: the model's defaults with the experiment's fixed values."""
+    """The experiment's default for ``model``: the model's defaults with the experiment's fixed values."""
     defaults = model.defaults.model_dump(exclude={"fps"})
     return Configuration(
         **{"model": model.key, "seed": seed, **defaults, **experiment.fixed.model_dump(exclude_none=True)}
@@ -575,8 +683,6 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
     Raises :class:`UserError` for sizes the model cannot run, unknown interventions and what is listed twice.
     """
     experiment = load_experiment(root, campaign, key)
-    model = load_model(root, experiment.model)
-    base = base_configuration(experiment, model, campaign.seed)
     common = _laid_protocols(
         protocol_settings(settings, campaign),
         experiment.protocols,
@@ -587,6 +693,8 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
     separator = "." if "vary" in campaign.experiments.get(key, {}) else ", "
     for index, entry in enumerate(experiment.vary):
         where = f"{_place(campaign, key, 'vary')}{separator}vary[{index}]"
+        model = load_model(root, entry.model or experiment.model or "")
+        base = base_configuration(experiment, model, campaign.seed)
         varied = entry.model_dump(exclude_none=True, include=set(Variation.model_fields))
         configuration = base.model_copy(update=varied)
         check_runnable(configuration, model, where)

@@ -76,7 +76,8 @@ class Dag:
     def model_files(self) -> list[str]:
         """Model files of the campaign's experiments, and the accelerators': stage 3 computes with them."""
         campaign = self.plan.campaign
-        models = {load_experiment(self.root, campaign, key).model for key in campaign.experiments}
+        experiments = [load_experiment(self.root, campaign, key) for key in campaign.experiments]
+        models = {model for experiment in experiments for model in experiment.models}
         return [f"config/models/{key}.yaml" for key in sorted(models)] + ["config/accelerators.yaml"]
 
     def has(self, experiment: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ from t2v_energy.config import (
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import record_name
 from t2v_energy.prediction import Prediction, predict, predict_measurement_s
+
+UNCOUNTED = Prediction(math.nan, math.nan, math.nan, math.nan, math.nan)
+"""What is predicted for a model that no closed forms count: nothing."""
+UNCOUNTED_S = 300.0
+"""How long measuring such a configuration is taken to last (s): batches must be cut somewhere."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class Batch:
 
     @property
     def memory_GiB(self) -> float:
-        """Predicted peak of the largest configuration."""
-        return max(item.prediction.memory_GiB for item in self.items)
+        """Predicted peak of the largest configuration; 0 where nothing is predicted."""
+        return max(0.0 if item.prediction is UNCOUNTED else item.prediction.memory_GiB for item in self.items)
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,14 @@ def _ordered_items(
     items = []
     for order, entry in enumerate(wanted):
         c = entry.configuration
-        prediction = predict(
-            load_model(root, c.model), accelerator, c.height, c.width, c.num_frames, c.num_inference_steps
-        )
-        seconds = predict_measurement_s(prediction, entry.protocol, entry.protocols, c.num_inference_steps)
+        model = load_model(root, c.model)
+        if model.architecture == "other":
+            prediction, seconds = UNCOUNTED, UNCOUNTED_S
+        else:
+            prediction = predict(model, accelerator, c.height, c.width, c.num_frames, c.num_inference_steps)
+            seconds = predict_measurement_s(
+                prediction, entry.protocol, entry.protocols, c.num_inference_steps
+            )
         how = (entry.protocol, entry.protocols, pass_index, order)
         items.append(Item(key, entry.id, c, *how, prediction, seconds))
     return items

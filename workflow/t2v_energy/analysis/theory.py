@@ -130,9 +130,9 @@ def _smallest_sweep(root: Path, model: ModelFile) -> tuple[int, tuple[int, int, 
     sizes = set()
     for key in campaign.experiments:
         experiment = load_experiment(root, campaign, key)
-        if experiment.model != model.key:
-            continue
         for entry in experiment.vary:
+            if (entry.model or experiment.model) != model.key:
+                continue
             values = [
                 getattr(entry, name) or getattr(experiment.fixed, name) or getattr(model.defaults, name)
                 for name in ("height", "width", "num_frames")

@@ -42,6 +42,7 @@ class Generation:
         step_starts_s: start of each step's first denoiser call.
         step_durations_s: from each step's start to the next one's; the last step ends with the loop.
         steps: denoising steps that were run.
+        repetition: number of the measured repetition that it belongs to, from 0.
     """
 
     index: int
@@ -52,6 +53,7 @@ class Generation:
     step_starts_s: Array
     step_durations_s: Array
     steps: int
+    repetition: int
 
     @property
     def loop_s(self) -> float:
@@ -110,7 +112,7 @@ def generations(windows: Windows, spans: Spans) -> list[Generation]:
     step = np.asarray(spans.step, dtype=np.int64)
     start = np.asarray(spans.start_s, dtype=np.float64)
     end = np.asarray(spans.end_s, dtype=np.float64)
-    found = []
+    found: list[Generation] = []
     for index in _of_kind(windows, "generation"):
         calls = (window == index) & (stage == "denoiser")
         closing = (window == index) & (stage == "scheduler")
@@ -126,9 +128,17 @@ def generations(windows: Windows, spans: Spans) -> list[Generation]:
                 step_starts_s=starts,
                 step_durations_s=np.diff(starts, append=loop_end_s),
                 steps=windows.steps[index],
+                repetition=windows.repetition[index] if windows.repetition else len(found),
             )
         )
     return found
+
+
+def by_repetition(generations: Sequence[Generation], values: ArrayLike) -> Array:
+    """Mean of each repetition's ``values``, one a generation, in the order of the repetitions."""
+    number = np.array([g.repetition for g in generations], dtype=np.int64)
+    array = np.asarray(values, dtype=np.float64)
+    return np.array([array[number == n].mean() for n in np.unique(number)], dtype=np.float64)
 
 
 def _of_kind(windows: Windows, kind: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 
 from t2v_energy.config import Configuration, ModelFile, ProtocolSettings
 from t2v_energy.measurement.composition import (
+    by_repetition,
     composed_latency_s,
     estimate,
     generations,
@@ -57,6 +59,9 @@ class Subject:
                 pipeline._interrupt = True  # diffusers skips the remaining steps and goes on to decode
             return {}
 
+        arguments = dict(self.model.call)
+        if "max_sequence_length" in inspect.signature(type(self.pipeline).__call__).parameters:
+            arguments["max_sequence_length"] = self.model.tokenizer.max_length
         with asked_for(c.attention_kernel, self.denoiser):
             self.pipeline(
                 prompt=self.prompt,
@@ -69,6 +74,7 @@ class Subject:
                 generator=torch.Generator(self.device).manual_seed(c.seed),
                 output_type="np",
                 callback_on_step_end=after_step if steps < c.num_inference_steps else None,
+                **arguments,
             )
 
     def begin(self, calls: int) -> None:
@@ -123,22 +129,41 @@ class Run:
     windows: Windows = field(default_factory=Windows)
     kernels: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, kind: WindowKind, steps: int, start_s: float, end_s: float) -> None:
-        """Append a window."""
+    def add(self, kind: WindowKind, steps: int, start_s: float, end_s: float, repetition: int = -1) -> None:
+        """Append a window; only measured generations belong to a repetition."""
         self.windows.kind.append(kind)
         self.windows.steps.append(steps)
         self.windows.start_s.append(start_s)
         self.windows.end_s.append(end_s)
+        self.windows.repetition.append(repetition)
 
-    def generate(self, kind: WindowKind, steps: int) -> None:
-        """One timed generation."""
-        self._timed(kind, steps, lambda: self.subject.generate(steps), f"{kind} of {steps} steps")
+    def warm_up(self, steps: int) -> None:
+        """A generation of so many steps that is not counted."""
+        seconds = self._timed("warmup", steps, lambda: self.subject.generate(steps))
+        self.say(f"warmup of {steps} steps took {seconds:.1f} s")
 
-    def warm_up(self, calls: int) -> None:
+    def warm_up_calls(self, calls: int) -> None:
         """A warm-up of so many denoiser calls; as it may end within a step, its window counts none."""
-        self._timed("warmup", 0, lambda: self.subject.begin(calls), f"warmup of {calls} denoiser calls")
+        seconds = self._timed("warmup", 0, lambda: self.subject.begin(calls))
+        self.say(f"warmup of {calls} denoiser calls took {seconds:.1f} s")
 
-    def _timed(self, kind: WindowKind, steps: int, generate: Callable[[], None], what: str) -> None:
+    def repeat(self, steps: int, min_window_s: float | None = None) -> None:
+        """One measured repetition: a generation of so many steps, or as many as fill ``min_window_s``.
+
+        They follow each other at once: nothing is said in between, so that the GPU does not cool down.
+        """
+        repetition = max(self.windows.repetition, default=-1) + 1
+        count, total_s = 0, 0.0
+        while count == 0 or total_s < (min_window_s or 0):
+            total_s += self._timed("generation", steps, lambda: self.subject.generate(steps), repetition)
+            count += 1
+        several = f"{count} generations" if count > 1 else "generation"
+        self.say(f"{several} of {steps} steps took {total_s:.1f} s")
+
+    def _timed(
+        self, kind: WindowKind, steps: int, generate: Callable[[], None], repetition: int = -1
+    ) -> float:
+        """A window around ``generate``; returns its length (s)."""
         probe = KernelProbe() if kind == "warmup" and not self.kernels else None
         # Peaks are read in warm-ups; where those end before they decode, in the first generation as well.
         unread = "vae_decode" in self.subject.model.spans and "vae_decode" not in self.recorder.allocated_B
@@ -146,10 +171,10 @@ class Run:
             len(self.windows.kind), track_memory=kind == "warmup" or unread, probe=probe
         ) as edges:
             generate()
-        self.add(kind, steps, edges["start_s"], edges["end_s"])
+        self.add(kind, steps, edges["start_s"], edges["end_s"], repetition)
         if probe is not None:
             self.kernels = probe.found
-        self.say(f"{what} took {edges['end_s'] - edges['start_s']:.1f} s")
+        return edges["end_s"] - edges["start_s"]
 
     def last_call_s(self, stage: str) -> float:
         """Duration of the latest call of ``stage``."""
@@ -161,14 +186,24 @@ class Run:
 def run_full(run: Run) -> None:
     """The study's protocol (section 4.1): two whole warm-ups, then five measured repetitions.
 
-    ``warmup_steps`` cuts the warm-ups: they compile and warm what a whole one does.
+    ``warmup_steps`` cuts the warm-ups: they compile and warm what a whole one does.  ``min_window_s`` makes
+    a repetition of several generations; ``max_repetitions`` lets repetitions go on until their interval is
+    as narrow as asked.
     """
     settings = run.settings.full
     steps = run.subject.configuration.num_inference_steps
     for _ in range(settings.warmups):
-        run.generate("warmup", min(steps, settings.warmup_steps or steps))
-    for _ in range(settings.repetitions):
-        run.generate("generation", steps)
+        run.warm_up(min(steps, settings.warmup_steps or steps))
+    for count in range(1, (settings.max_repetitions or settings.repetitions) + 1):
+        run.repeat(steps, settings.min_window_s)
+        if count >= settings.repetitions and _repeats_narrowly(run, steps):
+            return
+
+
+def _repeats_narrowly(run: Run, steps: int) -> bool:
+    measured = generations(run.windows, run.recorder.spans)
+    latency = estimate(by_repetition(measured, composed_latency_s(measured, steps)))
+    return latency.ci95 <= run.settings.full.max_ci95_percent / 100 * latency.mean
 
 
 def run_sampled(run: Run) -> None:
@@ -177,12 +212,12 @@ def run_sampled(run: Run) -> None:
     settings = run.settings.sampled
     total_steps = run.subject.configuration.num_inference_steps
     if settings.warmup_calls:
-        run.warm_up(settings.warmup_calls)
+        run.warm_up_calls(settings.warmup_calls)
     else:
-        run.generate("warmup", min(settings.warmup_steps, total_steps))
+        run.warm_up(min(settings.warmup_steps, total_steps))
     steps = _steps_to_sample(run, total_steps)
     for count in range(1, settings.max_generations + 1):
-        run.generate("generation", steps)
+        run.repeat(steps)
         if count >= settings.generations and _is_narrow(run, total_steps):
             return
 

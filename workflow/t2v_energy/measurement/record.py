@@ -68,23 +68,31 @@ class Environment(_Part):
     foreign_processes: list[Process] = []
 
 
-def _check_lengths(part: BaseModel, *scalars: str) -> None:
+def _check_lengths(part: BaseModel, optional: str | None = None, scalars: tuple[str, ...] = ()) -> None:
+    """Raise unless all columns are as long; ``optional`` may be empty instead, ``scalars`` are no columns."""
     lengths = {name: len(getattr(part, name)) for name in type(part).model_fields if name not in scalars}
+    if optional and not lengths[optional]:
+        del lengths[optional]
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns differ in length: {lengths}")
 
 
 class Windows(_Part):
-    """Idle stretches and generations, in order: kind, denoising steps run, start and end."""
+    """Idle stretches and generations, in order: kind, denoising steps run, start and end.
+
+    ``repetition`` says which measured repetition a generation belongs to, counted from 0; -1 for windows that
+    are not measured.  Empty: every generation is a repetition of its own.
+    """
 
     kind: list[WindowKind] = []
     steps: list[int] = []
     start_s: list[float] = []
     end_s: list[float] = []
+    repetition: list[int] = []
 
     @model_validator(mode="after")
     def _same_length(self) -> Windows:
-        _check_lengths(self)
+        _check_lengths(self, optional="repetition")
         return self
 
 
@@ -150,7 +158,7 @@ class Operators(_Part):
 
     @model_validator(mode="after")
     def _same_length(self) -> Operators:
-        _check_lengths(self, "steps")
+        _check_lengths(self, scalars=("steps",))
         return self
 
 

@@ -426,6 +426,7 @@ class Session:
                 steps=run.windows.steps,
                 start_s=[t - zero for t in run.windows.start_s],
                 end_s=[t - zero for t in run.windows.end_s],
+                repetition=run.windows.repetition,
             ),
             spans=shifted(recorder.spans, zero),
             ticks=ticks.shifted(zero) if ticks else None,

@@ -22,6 +22,11 @@ from t2v_energy.measurement.record import Spans
 
 LOOP_STAGES = ("denoiser", "scheduler")
 ANNOTATION = "stage: "
+BEFORE_CALLS = "host.start"
+"""Path of the stage that is no call: what the pipeline does on the host before it calls its first timed part.
+
+Checks, the tokenizer and diffusers' search of all modules for offloading hooks take milliseconds, which is a
+hundredth of a clip that takes half a second."""
 
 
 @dataclass
@@ -35,7 +40,8 @@ class _Call:
 
 @dataclass
 class SpanRecorder:
-    """Times the calls of a pipeline's parts; ``stages`` maps a stage to ``<part>.<method>``.
+    """Times the calls of a pipeline's parts; ``stages`` maps a stage to ``<part>.<method>``, or to
+    :data:`BEFORE_CALLS`.
 
     Use :meth:`attached` around everything and :meth:`window` around each generation.
     """
@@ -64,7 +70,8 @@ class SpanRecorder:
         undo: list[Callable[[], None]] = []
         try:
             for stage, path in self.stages.items():
-                undo.append(self._wrap(stage, path))
+                if path != BEFORE_CALLS:
+                    undo.append(self._wrap(stage, path))
             yield self
         finally:
             for restore in undo:
@@ -186,6 +193,9 @@ class SpanRecorder:
         def host_s(mark: Any) -> float:
             return mark if isinstance(mark, float) else start_s + first.elapsed_time(mark) * scale
 
+        for stage, path in self.stages.items():
+            if path == BEFORE_CALLS and self._calls:
+                yield _Call(stage, -1, 0, None), start_s, host_s(self._calls[0].start)
         for call in self._calls:
             yield call, host_s(call.start), host_s(call.end)
 

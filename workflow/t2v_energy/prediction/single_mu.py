@@ -8,11 +8,13 @@ divided by a rate of its own.  It plans batches and gives a first answer; it is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Literal, get_args
 
 from t2v_energy.errors import UserError
-from t2v_energy.work import true_work, umt5, wan, wan_latent_shape, wan_vae
+from t2v_energy.work import parameter_counts, true_work
+from t2v_energy.work.architectures import activation_bytes
 
 if TYPE_CHECKING:
     from t2v_energy.config import Accelerator, ModelFile, ProtocolSettings
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
 ProtocolName = Literal["full", "sampled"]
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
-PARAMETER_COUNTS = {
-    "transformer": wan.parameter_count,
-    "text_encoder": umt5.parameter_count,
-    "vae": wan_vae.parameter_count,
-}
+COPIES = {"motion_adapter": 2}
+"""Parts whose weights are on the device more than once: AnimateDiff's pipeline copies the motion adapter's
+into a U-Net of its own, and keeps the adapter."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Prediction:
         gpu_energy_Wh: energy of the accelerator's board for it.
         memory_GiB: peak, weights and activations (see :func:`predict`).
         step_s: one denoising step, all guidance passes.
-        once_s: text encoder and VAE decoding.
+        once_s: all other stages: text encoder, VAE decoding, and LTX-Video's upsampling and refinement.
         kind: always ``modelled``.
     """
 
@@ -58,11 +58,11 @@ def predict(
 ) -> Prediction:
     """Expected cost of one video of ``height`` × ``width`` pixels on ``accelerator``.
 
-    Time is FLOP / (µ · dense bf16 peak) for the text encoder and the denoiser and FLOP / ``vae_TFLOPs`` for
-    the decoder; energy is board power × sustained share × time.  Memory is every component's weights in its
-    own type (all stay on the device), plus the larger of the activations of the denoiser and of the decoder;
-    the latter are rough (``activation_bytes``, ``decode_activation_bytes``) and leave out the allocator's
-    slack and the libraries' workspaces.
+    Time is FLOP / ``vae_TFLOPs`` for the decoder and FLOP / (µ · dense bf16 peak) for all else; energy is
+    board power × sustained share × time.  Memory is every component's weights in its own type (all stay on
+    the device), plus the larger of the activations of the denoiser and of the decoder; the latter are rough
+    (:func:`t2v_energy.work.architectures.activation_bytes`) and leave out the allocator's slack and the
+    libraries' workspaces.
 
     Raises:
         UserError: as :func:`t2v_energy.work.true_work`.
@@ -71,10 +71,13 @@ def predict(
     stage = work.flop_by_stage
     rate = accelerator.efficiency * accelerator.peak_bf16_dense_TFLOPs * 1e12
     step_s = stage["denoiser"] / num_inference_steps / rate
-    once_s = stage["text_encoder"] / rate + stage["vae_decode"] / (accelerator.vae_TFLOPs * 1e12)
+    others = stage["text_encoder"] + sum(work.other_stages.values())
+    once_s = others / rate + stage["vae_decode"] / (accelerator.vae_TFLOPs * 1e12)
     latency_s = once_s + num_inference_steps * step_s
     power_W = accelerator.board_power_W * accelerator.sustained_power_fraction
-    memory = _weight_bytes(model) + _activation_bytes(model, height, width, num_frames)
+    memory = _weight_bytes(model) + activation_bytes(
+        model, height, width, num_frames, partial(_bytes_per_value, model)
+    )
     return Prediction(latency_s, power_W * latency_s / 3600, memory / GIB, step_s, once_s)
 
 
@@ -83,11 +86,11 @@ def predict_measurement_s(
 ) -> float:
     """Seconds that measuring a configuration takes under ``protocol``, both idle readings included.
 
-    ``full`` runs warm-ups (whole, or of ``warmup_steps``) and whole repetitions.  ``sampled`` runs one short
-    warm-up generation (or ``warmup_calls`` of the denoiser, each counted as a step) and then ``generations``
-    generations of enough steps to fill ``min_window_s``, never more than the ``num_inference_steps`` of a
-    whole one; generations added because of a wide spread are not foreseen.  Building the pipeline is not
-    included: a batch does it once.
+    ``full`` runs warm-ups (whole, or of ``warmup_steps``) and repetitions of one whole generation, or of as
+    many as fill ``min_window_s``. ``sampled`` runs one short warm-up generation (or ``warmup_calls`` of the
+    denoiser, each counted as a step) and then ``generations`` generations of enough steps to fill
+    ``min_window_s``, never more than the ``num_inference_steps`` of a whole one. What is added because of a
+    wide spread is foreseen in neither. Building the pipeline is not included: a batch does it once.
 
     Raises:
         UserError: an unknown protocol.
@@ -96,7 +99,8 @@ def predict_measurement_s(
         full = settings.full
         warmup = min(num_inference_steps, full.warmup_steps or num_inference_steps)
         warmups_s = full.warmups * (prediction.once_s + warmup * prediction.step_s)
-        measuring_s = warmups_s + full.repetitions * prediction.latency_s
+        filling = ceil((full.min_window_s or 0) / prediction.latency_s)
+        measuring_s = warmups_s + full.repetitions * max(1, filling) * prediction.latency_s
     elif protocol == "sampled":
         sampled = settings.sampled
         filling = ceil(sampled.min_window_s / prediction.step_s)
@@ -112,25 +116,14 @@ def predict_measurement_s(
     return measuring_s + 2 * settings.idle_s
 
 
-def _bytes_per_value(model: ModelFile, component: str) -> int:
-    # A component without a type is left in torch's default.
-    return BYTES_PER_VALUE[model.components[component].dtype or "float32"]
-
-
 def _weight_bytes(model: ModelFile) -> int:
     """Weights of all components (bytes); the few parts that a class keeps in float32 are under 1 %."""
     return sum(
-        count(model.components[component].config) * _bytes_per_value(model, component)
-        for component, count in PARAMETER_COUNTS.items()
+        COPIES.get(part, 1) * count * _bytes_per_value(model, part)
+        for part, count in parameter_counts(model).items()
     )
 
 
-def _activation_bytes(model: ModelFile, height: int, width: int, num_frames: int) -> int:
-    """The larger of the two big stages: they follow each other and do not add up (bytes)."""
-    transformer, vae = model.components["transformer"].config, model.components["vae"].config
-    latent = wan_latent_shape(model, height, width, num_frames)
-    tokens = wan.token_count(transformer, *latent)
-    return max(
-        wan.activation_bytes(transformer, tokens, _bytes_per_value(model, "transformer")),
-        wan_vae.decode_activation_bytes(vae, *latent, _bytes_per_value(model, "vae")),
-    )
+def _bytes_per_value(model: ModelFile, part: str) -> int:
+    # A component without a type is left in torch's default.
+    return BYTES_PER_VALUE[model.components[part].dtype or "float32"]

@@ -7,89 +7,41 @@ Nothing here needs torch; :mod:`t2v_energy.work.trace` does, and checks these cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from t2v_energy.errors import UserError
-from t2v_energy.work import paper, umt5, wan, wan_vae
+from t2v_energy.work import paper
+from t2v_energy.work.architectures import latent_shape, parameter_counts, video_work
+from t2v_energy.work.video import OPERATORS, STAGES, Work
 
 if TYPE_CHECKING:  # the formulas do not need the configuration's machinery, only its fields
     from t2v_energy.config import ModelFile
 
-OPERATORS = (
-    "self_attention",
-    "cross_attention",
-    "mlp",
-    "vae",
-    "text_encoder",
-    "timestep_mlp",
-    "embeddings",
-)
-"""Keys of :attr:`Work.flop`, in the order in which figures stack them."""
-
-DENOISER_OPERATORS = ("self_attention", "cross_attention", "mlp", "timestep_mlp", "embeddings")
-STAGES = ("text_encoder", "denoiser", "vae_decode")
+__all__ = ["OPERATORS", "STAGES", "Work", "paper_work", "parameter_counts", "true_work", "wan_latent_shape"]
 
 
-@dataclass(frozen=True)
-class Work:
-    """Operations of one whole video (all steps and guidance passes, text encoder, VAE decoding).
-
-    Attributes:
-        flop: FLOP by operator, keys :data:`OPERATORS`.  ``self_attention`` and ``cross_attention`` include
-            their four projections; ``embeddings`` is the patch embedding, the output projection and the
-            projection of the text embeddings.
-        tokens: sequence length that one denoiser call sees.
-        denoiser_calls: forward passes of the denoiser (steps × guidance passes).
-        attention_flop: the part of ``self_attention`` + ``cross_attention`` that is QKᵀ and PV (FLOP).  The
-            attention inside the VAE and the text encoder is not in it.
-    """
-
-    flop: Mapping[str, float]
-    tokens: int
-    denoiser_calls: int
-    attention_flop: float
-
-    def __post_init__(self) -> None:
-        if tuple(self.flop) != OPERATORS:
-            raise ValueError(f"operators are {', '.join(self.flop)}; expected {', '.join(OPERATORS)}")
-
-    @property
-    def flop_by_stage(self) -> dict[str, float]:
-        """FLOP by stage of the pipeline, keys :data:`STAGES`."""
-        denoiser = sum(self.flop[operator] for operator in DENOISER_OPERATORS)
-        return dict(zip(STAGES, (self.flop["text_encoder"], denoiser, self.flop["vae"]), strict=True))
-
-    @property
-    def total_flop(self) -> float:
-        """FLOP of the whole video."""
-        return sum(self.flop.values())
-
-    @property
-    def flop_per_denoiser_call(self) -> float:
-        """FLOP of one forward pass of the denoiser."""
-        return self.flop_by_stage["denoiser"] / self.denoiser_calls
-
-
-def true_work(model: ModelFile, height: int, width: int, num_frames: int, num_inference_steps: int) -> Work:
+def true_work(
+    model: ModelFile,
+    height: int,
+    width: int,
+    num_frames: int,
+    num_inference_steps: int,
+    *,
+    prompt_tokens: int | None = None,
+) -> Work:
     """Operations that ``model`` executes for one video of ``height`` × ``width`` pixels.
 
-    Every count follows from the model file's component configurations.  ``num_frames`` is rounded to
-    4k + 1 as the pipeline does (k·4 + 1 for other remainders; see :func:`wan_vae.executed_frames`).
+    Every count follows from the model file's component configurations.  ``num_frames`` is rounded to whole
+    latent frames as the pipeline does (Wan: to 4k + 1, see :func:`wan_vae.executed_frames`; the others make
+    ⌊(T − 1) / r⌋ + 1 latent frames of T).  ``prompt_tokens`` are the prompt's without padding, its end token
+    included: only Mochi's work depends on them, by about 1 %; None counts a prompt of the padded length.
 
     Raises:
         UserError: no closed form for the model's architecture, a side that the pipeline refuses, fewer
             than one frame or step, or a component with options that the closed form does not cover.
     """
     _at_least_one(num_frames=num_frames, num_inference_steps=num_inference_steps)
-    if model.architecture == "wan":
-        return _wan_work(model, height, width, num_frames, num_inference_steps)
-    raise UserError(
-        f"there is no count of operations for the architecture {model.architecture!r}",
-        where=f"config/models/{model.key}.yaml, architecture",
-        remedy="use 'wan', or add its closed form to workflow/t2v_energy/work/",
-    )
+    return video_work(model, height, width, num_frames, num_inference_steps, prompt_tokens)
 
 
 def paper_work(height: float, width: float, num_frames: int, num_inference_steps: int) -> Work:
@@ -119,40 +71,13 @@ def paper_work(height: float, width: float, num_frames: int, num_inference_steps
     return Work(flop, round(length), calls, calls * paper.attention_product_flop(length))
 
 
-def _wan_work(model: ModelFile, height: int, width: int, num_frames: int, num_inference_steps: int) -> Work:
-    transformer, vae = model.components["transformer"].config, model.components["vae"].config
-    latent = wan_latent_shape(model, height, width, num_frames)
-    text_tokens = model.tokenizer.max_length  # the pipeline pads every prompt to it
-    tokens = wan.token_count(transformer, *latent)
-    calls = model.passes_per_step * num_inference_steps
-    forward = wan.forward_flop(transformer, tokens, text_tokens)
-    # Guidance needs the embedding of the negative prompt too: one encoder pass for each denoiser pass.
-    encoder = model.passes_per_step * umt5.forward_flop(model.components["text_encoder"].config, text_tokens)
-    once = {"vae": wan_vae.decode_flop(vae, *latent), "text_encoder": encoder}
-    flop = {o: float(once[o] if o in once else calls * forward[o]) for o in OPERATORS}
-    products = wan.attention_product_flop(transformer, tokens, text_tokens)
-    return Work(flop, tokens, calls, float(calls * products))
-
-
 def wan_latent_shape(model: ModelFile, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
     """Latent frames, rows and columns that the Wan pipeline denoises for a video of this size.
 
     Raises:
         UserError: a side is not a positive multiple of the VAE's downsampling times the patch size.
     """
-    vae = wan_vae.settings(model.components["vae"].config)
-    _, patch_height, patch_width = wan.settings(model.components["transformer"].config)["patch_size"]
-    factor = vae["scale_factor_spatial"]
-    for name, side, patch in (("height", height, patch_height), ("width", width, patch_width)):
-        multiple = factor * patch
-        if side <= 0 or side % multiple:
-            nearest = max(multiple, round(side / multiple) * multiple)
-            raise UserError(
-                f"{name} {side} is not a positive multiple of {multiple}",
-                where=f"model {model.key}",
-                remedy=f"the nearest {name} that it can run is {nearest}",
-            )
-    return wan_vae.latent_frames(vae, num_frames), height // factor, width // factor
+    return latent_shape(model, height, width, num_frames)
 
 
 def _at_least_one(**counts: int) -> None:

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from t2v_energy.errors import UserError
+from t2v_energy.work.layers import linear_parameters, transformer_activation_bytes
 
 # The class's own defaults: a published configuration may leave them out.
 DEFAULTS: Mapping[str, Any] = {
@@ -79,6 +80,12 @@ def width(config: Mapping[str, Any]) -> int:
     """Width d of the transformer."""
     complete = settings(config)
     return int(complete["num_attention_heads"] * complete["attention_head_dim"])
+
+
+def patch_sides(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the latent that make one token."""
+    _, rows, columns = settings(config)["patch_size"]
+    return rows, columns
 
 
 def token_count(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:
@@ -193,26 +200,17 @@ def parameter_count(config: Mapping[str, Any]) -> int:
     """Number of learnt parameters."""
     c = settings(config)
     d, inner, patch_volume = width(c), c["ffn_dim"], prod(c["patch_size"])
-    attention = 4 * _linear(d, d) + 2 * d  # projections, and the norms of queries and keys
+    attention = 4 * linear_parameters(d, d) + 2 * d  # projections, and the norms of queries and keys
     norm = 2 * d if c["cross_attn_norm"] else 0
-    block = 2 * attention + norm + _linear(d, inner) + _linear(inner, d) + 6 * d
-    time = _linear(c["freq_dim"], d) + _linear(d, d) + _linear(d, 6 * d)
-    text = _linear(c["text_dim"], d) + _linear(d, d)
-    ends = _linear(c["in_channels"] * patch_volume, d) + _linear(d, c["out_channels"] * patch_volume) + 2 * d
-    return int(c["num_layers"] * block + time + text + ends)
+    block = 2 * attention + norm + linear_parameters(d, inner) + linear_parameters(inner, d) + 6 * d
+    time = linear_parameters(c["freq_dim"], d) + linear_parameters(d, d) + linear_parameters(d, 6 * d)
+    text = linear_parameters(c["text_dim"], d) + linear_parameters(d, d)
+    patches = linear_parameters(c["in_channels"] * patch_volume, d)
+    out = linear_parameters(d, c["out_channels"] * patch_volume) + 2 * d
+    return int(c["num_layers"] * block + time + text + patches + out)
 
 
 def activation_bytes(config: Mapping[str, Any], tokens: int, bytes_per_value: int) -> int:
-    """Rough peak of live activations in one block (bytes).
-
-    The larger of the feed-forward network (stream, normalised stream, inner values before and after GELU)
-    and attention (stream, normalised stream, q, k, v, rotated q and k, output), plus two float32 copies of
-    the stream that the norms make.  An estimate: allocator slack and kernel workspaces are left out.
-    """
-    d, inner = width(config), int(settings(config)["ffn_dim"])
-    values = max(2 * d + 2 * inner, 8 * d)
-    return tokens * (values * bytes_per_value + 2 * d * 4)
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+    """Rough peak of live activations in one block (bytes)."""
+    inner = int(settings(config)["ffn_dim"])
+    return transformer_activation_bytes(tokens, width(config), inner, bytes_per_value)

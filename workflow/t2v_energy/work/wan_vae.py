@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from t2v_energy.errors import UserError
+from t2v_energy.work.layers import Convolution as Convolution
+from t2v_energy.work.layers import residual_block
 
 # The class's own defaults: a published configuration may leave them out.
 DEFAULTS: Mapping[str, Any] = {
@@ -35,37 +37,8 @@ DEFAULTS: Mapping[str, Any] = {
     "scale_factor_spatial": 8,
 }
 
+CUBE = (3, 3, 3)
 CACHED_FRAMES = 2  # frames that each causal convolution keeps of its input
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution over ``frames`` × ``pixels`` output positions.
-
-    ``kernel`` is its (time, height, width).  A kernel of three frames is causal and keeps a cache.
-    """
-
-    stage: str
-    inputs: int
-    outputs: int
-    kernel: tuple[int, int, int]
-    frames: int
-    pixels: int
-
-    @property
-    def taps(self) -> int:
-        """Weights for each pair of input and output channel."""
-        return self.kernel[0] * self.kernel[1] * self.kernel[2]
-
-    @property
-    def flop(self) -> int:
-        """FLOP (eq. 11)."""
-        return 2 * self.taps * self.inputs * self.outputs * self.frames * self.pixels
-
-    @property
-    def parameters(self) -> int:
-        """Weights and biases."""
-        return self.taps * self.inputs * self.outputs + self.outputs
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +55,11 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
             remedy="use the VAE of Wan 2.1",
         )
     return complete
+
+
+def spatial_factor(config: Mapping[str, Any]) -> int:
+    """Pixels of the video for each latent pixel, on a side."""
+    return int(settings(config)["scale_factor_spatial"])
 
 
 def executed_frames(config: Mapping[str, Any], num_frames: int) -> int:
@@ -167,7 +145,7 @@ def decoder_convolutions(config: Mapping[str, Any], pixels: int, *, first: bool)
         stage = f"up_blocks.{i}"
         inputs = before if i == 0 else before // 2  # each spatial upsampling halves the channels
         for _ in range(c["num_res_blocks"] + 1):
-            yield from _residual_block(stage, inputs, after, frames, pixels)
+            yield from residual_block(stage, inputs, after, CUBE, frames, pixels)
             inputs = after
         if i == last:
             break
@@ -207,19 +185,12 @@ def decode_activation_bytes(
     return (cache + live + 2 * video) * bytes_per_value
 
 
-def _residual_block(stage: str, inputs: int, outputs: int, frames: int, pixels: int) -> Iterator[Convolution]:
-    yield Convolution(stage, inputs, outputs, (3, 3, 3), frames, pixels)
-    yield Convolution(stage, outputs, outputs, (3, 3, 3), frames, pixels)
-    if inputs != outputs:
-        yield Convolution(stage, inputs, outputs, (1, 1, 1), frames, pixels)
-
-
 def _middle(channels: int, frames: int, pixels: int) -> Iterator[Convolution]:
     """Two residual blocks around one single-headed attention within each frame."""
-    yield from _residual_block("mid_block", channels, channels, frames, pixels)
+    yield from residual_block("mid_block", channels, channels, CUBE, frames, pixels)
     yield Convolution("mid_attention", channels, 3 * channels, (1, 1, 1), frames, pixels)
     yield Convolution("mid_attention", channels, channels, (1, 1, 1), frames, pixels)
-    yield from _residual_block("mid_block", channels, channels, frames, pixels)
+    yield from residual_block("mid_block", channels, channels, CUBE, frames, pixels)
 
 
 def _encoder_convolutions(c: Mapping[str, Any]) -> Iterator[Convolution]:
@@ -228,7 +199,7 @@ def _encoder_convolutions(c: Mapping[str, Any]) -> Iterator[Convolution]:
     yield Convolution("conv_in", c["in_channels"], channels[0], (3, 3, 3), 1, 1)
     for i, (inputs, outputs) in enumerate(pairwise(channels)):
         for _ in range(c["num_res_blocks"]):
-            yield from _residual_block("down", inputs, outputs, 1, 1)
+            yield from residual_block("down", inputs, outputs, CUBE, 1, 1)
             inputs = outputs
         if i < len(channels) - 2:
             yield Convolution("down", outputs, outputs, (1, 3, 3), 1, 1)

@@ -1,0 +1,270 @@
+"""Closed forms of AnimateDiff's denoiser, as diffusers' UNetMotionModel executes it.
+
+Stable Diffusion's U-Net sees every frame as an image; after each of its blocks a motion module lets every
+pixel attend to itself in the other frames.  f: frames, p: pixels at a level, c: channels at a level, m: text
+tokens.  Level i has half the rows and columns of level i − 1, rounded up.  Text reaches every frame: its keys
+and values are made f times.  Counts are FLOP of one forward pass of one sample (all its frames).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from t2v_energy.work.layers import (
+    Convolution,
+    complete,
+    linear_flop,
+    linear_parameters,
+    product_flop,
+    refuse_other,
+    residual_block,
+)
+
+# The defaults of UNet2DConditionModel and of MotionAdapter: a published configuration may leave them out.
+DEFAULTS: Mapping[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "use_linear_projection": False,
+    "addition_embed_type": None,
+    "encoder_hid_dim_type": None,
+    "class_embed_type": None,
+    "time_cond_proj_dim": None,
+}
+MOTION_DEFAULTS: Mapping[str, Any] = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "motion_layers_per_block": 2,
+    "motion_transformer_layers_per_block": 1,
+    "motion_mid_block_layers_per_block": 1,
+    "motion_transformer_layers_per_mid_block": 1,
+    "use_motion_mid_block": True,
+    "conv_in_channels": None,
+}
+TIME_EXPANSION = 4  # width of the time embedding over the first block's channels
+MLP_EXPANSION = 4
+GATED = 3  # matrices of a gated feed-forward network
+SQUARE, POINT = (1, 3, 3), (1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block at a level of the U-Net, what follows it, and whether the size changes after it.
+
+    Attributes:
+        level: how often rows and columns have been halved.
+        inputs, outputs: channels; those of the way up include the skipped ones.
+        attends: whether a transformer over the frame's pixels and the text follows.
+        moves: whether a motion module follows.
+        resampled: level of the 3×3 convolution that changes the size afterwards, if one does.
+    """
+
+    level: int
+    inputs: int
+    outputs: int
+    attends: bool
+    moves: bool = True
+    resampled: int | None = None
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` of the U-Net with the class's defaults filled in.
+
+    Raises:
+        UserError: several transformer layers in a block, or embeddings beyond Stable Diffusion 1.5's.
+    """
+    c = complete(DEFAULTS, config)
+    additions = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "time_cond_proj_dim")
+    counted = {"transformer_layers_per_block": 1, **dict.fromkeys(additions)}
+    refuse_other(c, "components.unet.config", counted)
+    return c
+
+
+def motion_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` of the motion adapter with the class's defaults filled in.
+
+    Raises:
+        UserError: several transformer layers in a module, no module in the middle, or inputs of its own.
+    """
+    c = complete(MOTION_DEFAULTS, config)
+    counted = {key: MOTION_DEFAULTS[key] for key in MOTION_DEFAULTS if key != "block_out_channels"}
+    del counted["motion_layers_per_block"]  # the U-Net refuses one that is not its own
+    refuse_other(c, "components.motion_adapter.config", counted)
+    return c
+
+
+def blocks(config: Mapping[str, Any]) -> Iterator[Block]:
+    """The U-Net's residual blocks in the order in which they run, with what follows each."""
+    c = settings(config)
+    channels, layers = c["block_out_channels"], c["layers_per_block"]
+    last, skipped = len(channels) - 1, [channels[0]]
+    inputs = channels[0]
+    for level, (outputs, kind) in enumerate(zip(channels, c["down_block_types"], strict=True)):
+        for i in range(layers):
+            shrinks = i == layers - 1 and level < last
+            yield Block(level, inputs, outputs, _attends(kind), resampled=level + 1 if shrinks else None)
+            inputs = outputs
+            skipped += [outputs] * (2 if shrinks else 1)
+    yield Block(last, inputs, inputs, True)
+    yield Block(last, inputs, inputs, False, moves=False)
+    ways_up = zip(reversed(range(last + 1)), reversed(channels), c["up_block_types"], strict=True)
+    for level, outputs, kind in ways_up:
+        for i in range(layers + 1):
+            grows = i == layers and level > 0
+            yield Block(
+                level,
+                inputs + skipped.pop(),
+                outputs,
+                _attends(kind),
+                resampled=level - 1 if grows else None,
+            )
+            inputs = outputs
+
+
+def forward_flop(
+    config: Mapping[str, Any], frames: int, rows: int, columns: int, text_tokens: int
+) -> dict[str, int]:
+    """FLOP by operator of one forward pass over ``frames`` latent images of ``rows`` × ``columns``.
+
+    ``self_attention`` is that within a frame and that of the motion modules over frames, with the linear
+    layers around the latter.  ``timestep_mlp`` includes the projection of the time embedding in every
+    residual block, which is made for every frame.
+    """
+    c = settings(config)
+    pixels = _level_pixels(c, rows, columns)
+    parts = [_block_flop(c, block, frames, pixels[block.level], text_tokens) for block in blocks(c)]
+    flop = {operator: sum(part[operator] for part in parts) for operator in parts[0]}
+    time = _time_width(c)
+    flop["timestep_mlp"] += linear_flop(1, c["block_out_channels"][0], time) + linear_flop(1, time, time)
+    flop["convolution"] = sum(x.flop for x in convolutions(c, frames, rows, columns))
+    return flop
+
+
+def attention_product_flop(
+    config: Mapping[str, Any], frames: int, rows: int, columns: int, text_tokens: int
+) -> int:
+    """FLOP of QKᵀ and PV alone of one forward pass: 4 f p (p + m) c, and 8 p f² c of a motion module."""
+    pixels = _level_pixels(settings(config), rows, columns)
+    total = 0
+    for block in blocks(config):
+        p, c = pixels[block.level], block.outputs
+        total += block.attends * frames * product_flop(p, p + text_tokens, c)
+        total += block.moves * p * 2 * product_flop(frames, frames, c)
+    return total
+
+
+def convolutions(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> Iterator[Convolution]:
+    """Every convolution of one forward pass, in order."""
+    c = settings(config)
+    pixels, first = _level_pixels(c, rows, columns), c["block_out_channels"][0]
+    yield Convolution("conv_in", c["in_channels"], first, SQUARE, frames, pixels[0])
+    for block in blocks(c):
+        p, n = pixels[block.level], block.outputs
+        yield from residual_block("resnets", block.inputs, n, SQUARE, frames, p)
+        if block.attends and not c["use_linear_projection"]:
+            yield Convolution("attentions.proj_in", n, n, POINT, frames, p)
+            yield Convolution("attentions.proj_out", n, n, POINT, frames, p)
+        if block.resampled is not None:
+            yield Convolution("samplers", n, n, SQUARE, frames, pixels[block.resampled])
+    yield Convolution("conv_out", first, c["out_channels"], SQUARE, frames, pixels[0])
+
+
+def parameter_count(config: Mapping[str, Any]) -> int:
+    """Number of learnt parameters of the U-Net without motion modules, as it is published."""
+    c = settings(config)
+    time, first = _time_width(c), c["block_out_channels"][0]
+    count = sum(x.parameters for x in convolutions(c, 1, 1, 1))
+    count += linear_parameters(first, time) + linear_parameters(time, time) + 2 * first
+    for block in blocks(c):
+        count += 2 * (block.inputs + block.outputs) + linear_parameters(time, block.outputs)
+        count += _transformer_parameters(c, block.outputs) if block.attends else 0
+    return int(count)
+
+
+def motion_parameter_count(config: Mapping[str, Any]) -> int:
+    """Number of learnt parameters of the motion adapter."""
+    c = motion_settings(config)
+    layers = c["motion_layers_per_block"]
+    down_and_up = sum((2 * layers + 1) * _motion_parameters(n) for n in c["block_out_channels"])
+    return int(down_and_up + _motion_parameters(c["block_out_channels"][-1]))
+
+
+def activation_bytes(
+    config: Mapping[str, Any], frames: int, rows: int, columns: int, bytes_per_value: int
+) -> int:
+    """Rough peak of live activations of one sample (bytes).
+
+    The largest block's gated feed-forward network (stream, normalised stream, twice the inner values), and
+    what is kept to be skipped to the way up.
+    """
+    c = settings(config)
+    pixels = _level_pixels(c, rows, columns)
+    widest = max((2 + 2 * MLP_EXPANSION) * x.outputs * pixels[x.level] for x in blocks(c))
+    levels = sum(n * p for n, p in zip(c["block_out_channels"], pixels, strict=True))
+    skipped = (c["layers_per_block"] + 1) * levels
+    return int(frames * (widest + skipped) * bytes_per_value)
+
+
+def _attends(kind: str) -> bool:
+    return kind.startswith("CrossAttn")
+
+
+def _time_width(c: Mapping[str, Any]) -> int:
+    return TIME_EXPANSION * int(c["block_out_channels"][0])
+
+
+def _level_pixels(c: Mapping[str, Any], rows: int, columns: int) -> list[int]:
+    """Pixels of a latent image at each level."""
+    sizes = [(rows, columns)]
+    for _ in c["block_out_channels"][1:]:
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+        sizes.append((rows, columns))
+    return [rows * columns for rows, columns in sizes]
+
+
+def _block_flop(
+    c: Mapping[str, Any], block: Block, frames: int, pixels: int, text_tokens: int
+) -> dict[str, int]:
+    """What a block adds, but for its convolutions."""
+    n, rows, m = block.outputs, frames * pixels, text_tokens
+    attention = linear_flop(rows, n, 4 * n)
+    spatial = attention + frames * product_flop(pixels, pixels, n)
+    if c["use_linear_projection"]:
+        spatial += linear_flop(rows, n, 2 * n)
+    cross = linear_flop(rows, n, 2 * n) + linear_flop(frames * m, c["cross_attention_dim"], 2 * n)
+    cross += frames * product_flop(pixels, m, n)
+    # Two attentions over frames, and linear layers before and after them.
+    motion = 2 * (attention + pixels * product_flop(frames, frames, n)) + linear_flop(rows, n, 2 * n)
+    network = GATED * linear_flop(rows, n, MLP_EXPANSION * n)
+    return {
+        "self_attention": block.attends * spatial + block.moves * motion,
+        "cross_attention": block.attends * cross,
+        "mlp": (block.attends + block.moves) * network,
+        "timestep_mlp": linear_flop(frames, _time_width(c), n),
+    }
+
+
+def _network_parameters(n: int) -> int:
+    inner = MLP_EXPANSION * n
+    return linear_parameters(n, 2 * inner) + linear_parameters(inner, n)
+
+
+def _transformer_parameters(c: Mapping[str, Any], n: int) -> int:
+    """A transformer over pixels and text, its norms included; 1×1 convolutions around it are not."""
+    own = 3 * n * n + linear_parameters(n, n)
+    cross = n * n + 2 * c["cross_attention_dim"] * n + linear_parameters(n, n)
+    around = 2 * linear_parameters(n, n) if c["use_linear_projection"] else 0
+    norms = 4 * 2 * n
+    return int(own + cross + _network_parameters(n) + around + norms)
+
+
+def _motion_parameters(n: int) -> int:
+    """A motion module: two attentions, a network, linear layers around them, four norms."""
+    attention = 3 * n * n + linear_parameters(n, n)
+    return 2 * attention + _network_parameters(n) + 2 * linear_parameters(n, n) + 4 * 2 * n
