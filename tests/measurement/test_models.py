@@ -270,8 +270,13 @@ class TestAnEighthModel:
         (other / "config/accelerators.yaml").write_text(yaml.safe_dump(accelerators))
         paths = [raw_folder(other, "tiny", "models") / i.record for i in plan(other).items("models")]
         aggregate({"models": paths}, tmp_path / "m.parquet", tmp_path / "c.csv", other)
-        mfu = pd.read_csv(tmp_path / "c.csv").groupby("model")["mfu"].max()
+        rows = pd.read_csv(tmp_path / "c.csv")
+        mfu = rows.groupby("model")["mfu"].max()
         assert mfu.isna().to_dict() == {key: key == "eighth-skyreels" for key in (*tiny.KEYS, *EIGHTH)}
+        # Mochi's work is that of the prompt that was measured
+        mochi = rows.query("model == 'tiny-mochi' and protocol == 'sampled'").sort_values("configuration_id")
+        short, long = mochi["mfu"] * mochi["latency_s"]
+        assert 1 < long / short < 1.1
 
 
 @pytest.fixture(autouse=True)

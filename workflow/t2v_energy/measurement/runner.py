@@ -339,6 +339,8 @@ class Session:
                     remedy="measure a smaller model, or on a device with more memory",
                 ) from error
             self._built = key
+            if self.gpu:  # weights are made in float32 and then cast: what that took is no need of the model
+                torch.cuda.empty_cache()
             self._first_light(item)
         return self._pipeline
 
