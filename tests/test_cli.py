@@ -201,6 +201,16 @@ class TestStages:
         assert [settings.measure.allow_shared for _, settings, *_ in calls] == [False, True]
         assert calls[0][4]["prompts"] == tiny.prompts_path(root)
 
+    def test_save_videos_reaches_the_runner(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch")
+        from t2v_energy.measurement import runner
+
+        asked: list[bool] = []
+        monkeypatch.setattr(runner, "measure_batch", lambda *_, **more: asked.append(more["save_videos"]))
+        for more in ([], ["--save-videos"]):
+            assert run(root, "measure", "--campaign", "tiny", *more) == 0
+        assert asked == [False, True]
+
     def test_minutes_become_a_deadline(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("torch")
         import time

@@ -400,3 +400,19 @@ def test_a_pipeline_that_nobody_has() -> None:
     model = tiny.model().model_copy(update={"pipeline": "NoSuchPipeline"})
     with pytest.raises(UserError, match=r"class diffusers\.NoSuchPipeline cannot be imported"):
         build_pipeline(model, "random", "cpu", 0)
+
+
+@pytest.mark.parametrize(("key", "small"), PUBLISHED.items())
+def test_it_runs_in_the_published_types(key: str, small: str) -> None:
+    """Parts of different types meet in a pipeline, and not every one casts what it is given."""
+    published, model = load_model(tiny.ROOT, key), tiny.model(small)
+    parts = {
+        name: part.model_copy(update={"dtype": published.components[name].dtype})
+        for name, part in model.components.items()
+    }
+    pipeline = build_pipeline(model.model_copy(update={"components": parts}), "random", "cpu", 0)
+    denoiser = getattr(pipeline, model.spans["denoiser"].split(".")[0])
+    assert denoiser.dtype == getattr(torch, parts[model.spans["denoiser"].split(".")[0]].dtype or "")
+    frames = video(pipeline, small)
+    assert np.isfinite(frames).all()
+    assert frames.std() > 0.01

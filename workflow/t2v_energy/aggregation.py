@@ -525,8 +525,9 @@ def _mfu(record: Record, latency_s: float, root: Path) -> float:
     model = load_model(root, c.model)
     if accelerator.nominal or record.status != "ok" or model.architecture == "other":
         return nan
-    size = (c.height, c.width, c.num_frames, c.num_inference_steps)
-    work = true_work(model, *size, prompt_tokens=record.prompt.tokens if record.prompt else None)
+    tokens = record.prompt.tokens if record.prompt else None
+    size = (c.height, c.width, c.num_frames)
+    work = true_work(model, *size, c.num_inference_steps, prompt_tokens=tokens)
     return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
 
 

@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure beside others on the GPU; the records are marked invalid",
     )
+    sub.add_argument(
+        "--save-videos",
+        action="store_true",
+        help="write the last whole video of each configuration to results/videos/ (pretrained weights only)",
+    )
 
     sub = command("validate", _validate, "check every record under a folder against the rules of validity")
     sub.add_argument("folder", type=Path, help="results/raw, a campaign's folder or an experiment's")
@@ -233,7 +238,7 @@ def _measure(options: argparse.Namespace) -> None:
     for batch in batches:
         where = (batch.experiment, batch.name)
         how = {"prompts": prompts, "progress": Progress(), "deadline_s": deadline_s}
-        measure_batch(options.root, settings, *where, **how)
+        measure_batch(options.root, settings, *where, **how, save_videos=options.save_videos)
 
 
 def _validate(options: argparse.Namespace) -> int:

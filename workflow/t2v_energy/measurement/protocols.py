@@ -32,13 +32,19 @@ step on, and the first solution loads a library for tens of milliseconds (seen i
 
 @dataclass
 class Subject:
-    """A built pipeline with one configuration, ready to generate."""
+    """A built pipeline with one configuration, ready to generate.
+
+    ``frames`` are those of the last whole generation, if ``keep_frames``: numbers from 0 to 1 of shape
+    (frames, height, width, 3).
+    """
 
     pipeline: Any
     model: ModelFile
     configuration: Configuration
     prompt: str
     device: str
+    keep_frames: bool = False
+    frames: Any = None
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -63,7 +69,7 @@ class Subject:
         if "max_sequence_length" in inspect.signature(type(self.pipeline).__call__).parameters:
             arguments["max_sequence_length"] = self.model.tokenizer.max_length
         with asked_for(c.attention_kernel, self.denoiser):
-            self.pipeline(
+            result = self.pipeline(
                 prompt=self.prompt,
                 negative_prompt=self.model.negative_prompt,
                 height=c.height,
@@ -76,6 +82,8 @@ class Subject:
                 callback_on_step_end=after_step if steps < c.num_inference_steps else None,
                 **arguments,
             )
+        if self.keep_frames and steps >= c.num_inference_steps:
+            self.frames = result.frames[0]
 
     def begin(self, calls: int) -> None:
         """The start of a generation, given up before its denoiser is called once more than ``calls`` times.

@@ -57,11 +57,13 @@ def measure_batch(
     prompts: Path,
     progress: Progress,
     deadline_s: float | None = None,
+    save_videos: bool = False,
 ) -> Path | None:
     """Measure what is missing of a batch and write its index; returns the index's path.
 
     ``deadline_s`` is a time of the monotonic clock: what is not expected to end before it is not begun.  If
-    anything was left out so, there is no index, and None is returned.
+    anything was left out so, there is no index, and None is returned.  ``save_videos`` writes the last whole
+    video of each configuration to results/videos/, for people to look at.
 
     Raises :class:`UserError` when the GPU is missing, in use by others or of another model than the
     campaign's, when a record that is there was made otherwise, or when the disk is full.
@@ -71,6 +73,8 @@ def measure_batch(
     folder = raw_folder(root, plan.campaign.key, experiment)
     pending = _pending(root, folder, batch, plan)
     progress.begin(batch, pending)
+    if save_videos:
+        _check_videos(plan.campaign)
     for item in batch.items:
         if item not in pending:
             _tell_if_invalid(folder / item.record, plan, progress)
@@ -78,6 +82,7 @@ def measure_batch(
         _check_disk(folder)
         with ExitStack() as stack:
             session = _open_session(root, settings, plan, prompts, progress, stack)
+            session.save_videos = save_videos
             stack.callback(session.release)
             # Again, now that the device is ours: whoever had it may have measured what was missing.
             pending = _pending(root, folder, batch, plan)
@@ -89,6 +94,8 @@ def measure_batch(
                 record = session.measure(item)
                 write_atomically(folder / item.record, to_json(record))
                 progress.finished(item, record, check(record, plan.campaign.gpu_name))
+                if save_videos:
+                    session.save_video(item)
     if not all((folder / item.record).exists() for item in batch.items):
         return None
     return _write_index(folder, batch)
@@ -130,6 +137,19 @@ def _tell_if_invalid(path: Path, plan: Plan, progress: Progress) -> None:
         if finding.level == "invalid":
             why = f"{finding.rule}: {finding.detail}"
             progress.say(f"  ! {path.name} is invalid ({why}); move it away to measure again")
+
+
+def _check_videos(campaign: Campaign) -> None:
+    """Raise, before anything is measured, where there will be no video to look at."""
+    from t2v_energy.measurement.videos import check_available
+
+    if campaign.weights == "random":
+        raise UserError(
+            "random weights generate noise: there is no video to save",
+            where=f"config/campaigns/{campaign.key}.yaml, weights",
+            remedy="leave --save-videos out, or set `weights: pretrained`",
+        )
+    check_available()
 
 
 def _check_disk(folder: Path) -> None:
@@ -251,6 +271,8 @@ class Session:
     gpu_index: int | None
     foreign: list[Process]
     sampler: Sampler | None
+    save_videos: bool = False
+    _frames: Any = None
     _pipeline: Any = None
     _built: str = ""
     _codecarbon: Any = None
@@ -277,7 +299,7 @@ class Session:
         text = self._prompt(item)
         pipeline = self._pipeline_for(item)
         recorder = SpanRecorder(pipeline, model.spans, device)
-        subject = Subject(pipeline, model, item.configuration, text, device)
+        subject = Subject(pipeline, model, item.configuration, text, device, self.save_videos)
         run = Run(subject, recorder, item.protocols, partial(self._generation_done, item))
         self.progress.started(item)
         origin = Origin(utc=datetime.now(UTC).isoformat(), monotonic_s=time.monotonic())
@@ -300,6 +322,7 @@ class Session:
             gc.collect()
             torch.cuda.empty_cache()
         self._idle(run, "idle_after")
+        self._frames = subject.frames
         operators = self._profiled(item, run) if item.protocols.profile and not error else None
         return self._record(item, origin, run, recorder, reading, error, pipeline, text, operators)
 
@@ -318,6 +341,19 @@ class Session:
         except torch.OutOfMemoryError:
             self.progress.say("  ! not profiled: out of memory")
             return None
+
+    def save_video(self, item: Item) -> None:
+        """The last whole video of what was measured last; cut generations leave none."""
+        from t2v_energy.measurement.videos import write_video
+
+        frames, self._frames = self._frames, None
+        if frames is None:
+            self.progress.say(f"  no whole video of {item.record} was generated, so none is saved")
+            return
+        folder = self.root / "results" / "videos" / self.plan.campaign.key / item.experiment
+        path = (folder / item.record).with_suffix(".mp4")
+        write_video(path, frames, load_model(self.root, item.configuration.model).defaults.fps)
+        self.progress.say(f"  video: {path.relative_to(self.root)}")
 
     def _generation_done(self, item: Item, text: str) -> None:
         """Tell the user, and stop at once if the meter has failed."""
@@ -356,6 +392,8 @@ class Session:
                     remedy="measure a smaller model, or on a device with more memory",
                 ) from error
             self._built = key
+            if self.gpu:  # weights are made in float32 and then cast: what that took is no need of the model
+                torch.cuda.empty_cache()
             self._first_light(item)
         return self._pipeline
 
