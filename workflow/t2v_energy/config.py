@@ -30,8 +30,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 def _an_importable_class(value: str) -> str:
     """Only classes of the two model libraries can be named: a configuration file runs no other code."""
-    if not re.fullmatch(r"(diffusers|transformers)\.[A-Z]\w*", value):
-        raise ValueError("must be diffusers.<Class> or transformers.<Class>")
+    if not re.fullmatch(r"(diffusers|transformers)(\.[a-z]\w*)*\.[A-Z]\w*", value):
+        raise ValueError("must be diffusers.<Class> or transformers.<Class>, or a class of a module of theirs")
     return value
 
 
@@ -52,7 +52,23 @@ class Hub(Strict):
     """Where the published weights are; the revision is pinned so that they cannot change."""
 
     id: str = Field(description="`owner/name` on the hub")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit that is read, never a branch")
+    revision: str | None = Field(
+        pattern=r"^[0-9a-f]{40}$",
+        description="the commit that is read, never a branch; null: nobody has pinned one yet, and "
+        "`weights: pretrained` is refused",
+    )
+
+
+class ComponentHub(Hub):
+    """Published weights of one part, where they are not in the pipeline's own repository."""
+
+    subfolder: str | None = Field(None, description="folder of the repository; null: its root")
+    file: str | None = Field(
+        None,
+        pattern=r"\.safetensors$",
+        description="for weights that are published without a configuration: the file, which is loaded into "
+        "the part as `config` describes it",
+    )
 
 
 class Component(Strict):
@@ -68,6 +84,9 @@ class Component(Strict):
         None,
         description="number type of the weights; what the class keeps in float32 stays so; "
         "null for a part without weights (a scheduler)",
+    )
+    hub: ComponentHub | None = Field(
+        None, description="the part's own published weights; null: they are in the model's `hub`"
     )
 
 
@@ -95,6 +114,7 @@ class Limits(Strict):
     size_multiple: int = Field(gt=0, description="[pixels] height and width must be multiples of it")
     frames_multiple: int = Field(gt=0, description="frames must be `frames_multiple`·k + `frames_offset`")
     frames_offset: int = Field(ge=0, description="see `frames_multiple`")
+    max_frames: int | None = Field(None, gt=0, description="frames, at most; null: as many as memory holds")
 
 
 class ModelFile(Strict):
@@ -102,14 +122,27 @@ class ModelFile(Strict):
 
     key: Key = Field(description="the file's name without `.yaml`")
     title: str = Field(description="the model's name for people")
-    architecture: Literal["wan"] = Field(description="which closed forms count its operations")
+    architecture: Literal["wan", "cogvideox", "ltx", "mochi", "animatediff"] = Field(
+        description="which closed forms count its operations"
+    )
     hub: Hub | None = Field(None, description="where the published weights are; null: there are none")
-    pipeline: str = Field(pattern=r"^[A-Z]\w*Pipeline$", description="class of diffusers that generates")
+    pipeline: str = Field(
+        pattern=r"^[A-Z]\w*Pipeline$",
+        description="class that generates: diffusers', or for stages of its own one of t2v_energy.models",
+    )
     components: dict[str, Component] = Field(description="the pipeline's parts, by the pipeline's own names")
     tokenizer: Tokenizer = Field(description="sizes of the tokenizer, for the stand-in of random weights")
     defaults: Defaults = Field(description="settings that the model card recommends")
     negative_prompt: str = Field("", description="text that guidance steers away from")
-    passes_per_step: int = Field(ge=1, le=2, description="denoiser calls a step: 2 with guidance, else 1")
+    passes_per_step: int = Field(
+        ge=1, le=2, description="denoiser calls a step: 2 where guidance calls it twice, else 1"
+    )
+    batch_per_pass: int = Field(
+        1, ge=1, le=2, description="videos in a denoiser call: 2 where guidance makes one call of both, else 1"
+    )
+    call: dict[str, bool | int | float | str] = Field(
+        {}, description="what the pipeline's call takes beyond size, steps, prompts and guidance"
+    )
     limits: Limits = Field(description="sizes and lengths that the pipeline accepts")
     spans: dict[str, Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z_]+$")]] = Field(
         description="stage: `<part>.<method>`, the calls that are timed. "

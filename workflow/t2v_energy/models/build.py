@@ -42,8 +42,8 @@ def build_pipeline(model: ModelFile, weights: str, device: str, seed: int, sourc
 
 
 def load_class(path: str) -> Any:
-    """The class of a model file's ``<library>.<Class>``; raises :class:`UserError` where it is not there."""
-    library, name = path.split(".")
+    """The class of a model file's ``<module>.<Class>``; raises :class:`UserError` where it is not there."""
+    library, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(library), name)
     except (ImportError, AttributeError) as error:
