@@ -92,6 +92,22 @@ def true_work(model: ModelFile, height: int, width: int, num_frames: int, num_in
     )
 
 
+def parameter_counts(model: ModelFile) -> dict[str, int]:
+    """Learnt parameters of every part that has some, by its name in the model file.
+
+    Raises:
+        UserError: no closed form for the model's architecture.
+    """
+    if model.architecture == "wan":
+        forms = {"transformer": wan, "vae": wan_vae, "text_encoder": umt5}
+        return {name: form.parameter_count(model.components[name].config) for name, form in forms.items()}
+    raise UserError(
+        f"there is no count of parameters for the architecture {model.architecture!r}",
+        where=f"config/models/{model.key}.yaml, architecture",
+        remedy="use 'wan', or add its closed form to workflow/t2v_energy/work/",
+    )
+
+
 def paper_work(height: float, width: float, num_frames: int, num_inference_steps: int) -> Work:
     """The study's formulas with its printed constants (table 5), for one video of Wan2.1-T2V-1.3B.
 
