@@ -193,7 +193,7 @@ def wrapped(text: str, width_cm: float) -> list[str]:
     """``text`` in lines no wider than a box, broken at spaces and before capital letters."""
     limit = max(int(width_cm / _CHARACTER_CM), 1)
     lines = [""]
-    for piece in re.split(r"(?<=[A-Za-z0-9])(?=[A-Z][a-z])|(?<= )", text):
+    for piece in re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])|(?<= )", text):
         if lines[-1] and len((lines[-1] + piece).rstrip()) > limit:
             lines.append("")
         lines[-1] += piece
