@@ -480,6 +480,12 @@ class TestNumbers:
         assert found["models.listed"].value == 7
         assert f"models.{planted.FAILED}.latency" not in found
 
+    def test_least_and_largest_of_the_models(self, found: dict[str, models_numbers.Number]) -> None:
+        assert found["models.latency_ratio_least"].source.row == LTX
+        assert found["models.latency_ratio_most"].value == pytest.approx(FACTOR)
+        assert found["models.gpu_energy_ratio_least"].value == pytest.approx(FACTOR)
+        assert found["models.mfu_most"].kind == "modelled"
+
     def test_kinds_of_the_three_energies(self, found: dict[str, models_numbers.Number]) -> None:
         kinds = [found[f"models.{WAN}.{part}_energy"].kind for part in ("gpu", "cpu", "ram")]
         assert kinds == ["measured", "modelled", "constant"]

@@ -79,6 +79,7 @@ class Models:
         study: what it prints.
         accelerator, printed_accelerator: the campaign's, and the study's.
         accelerators: all of config/accelerators.yaml.
+        campaign: its key.
         weights: ``random`` or ``pretrained``.
         source: path of the table, as it was given.
     """
@@ -91,6 +92,7 @@ class Models:
     accelerator: Accelerator
     printed_accelerator: Accelerator
     accelerators: Mapping[str, Accelerator]
+    campaign: str
     weights: str
     source: str
 
@@ -139,6 +141,7 @@ def read_models(root: Path, campaign: str, configurations: Path) -> Models:
         accelerator=load_accelerator(root, settings.accelerator),
         printed_accelerator=load_accelerator(root, study.accelerator),
         accelerators=load_accelerators(root),
+        campaign=campaign,
         weights=settings.weights,
         source=str(configurations),
     )

@@ -32,13 +32,18 @@ def models_numbers(models: Models, tables: Mapping[str, pd.DataFrame], folder: s
     found: Numbers = {
         "models.listed": Number(len(table4), "", "constant", every),
         "models.measured": Number(len(models.rows), "", "constant", every),
-        "models.weights": Number(models.weights, "", "constant", Source(models.source, "", "weights")),
+        "models.weights": Number(
+            models.weights,
+            "",
+            "constant",
+            Source(f"config/campaigns/{models.campaign}.yaml", "weights", "weights"),
+        ),
         "models.study_gpu": Number(models.study.gpu, "", "constant", _study(models, "gpu")),
     }
     found |= _table2_numbers(tables["table2"], f"{folder}/table2.csv")
     for key, row in table4.iterrows():
         found |= _model_numbers(str(key), row, file)
-    found |= _ends_numbers(models, table4, file)
+    found |= _ends_numbers(models, table4, file) | _spread_numbers(table4, file)
     found |= _broader_numbers(models, tables["broader"], f"{folder}/broader.csv")
     found |= _sign_numbers(tables["signs"], f"{folder}/signs.csv")
     return found | _memory_numbers(models, tables["memory"], f"{folder}/memory.csv")
@@ -115,6 +120,31 @@ def _ends_numbers(models: Models, table4: pd.DataFrame, file: str) -> Numbers:
             if name == "range":
                 for end, key in (("dearest", dear), ("cheapest", cheap)):
                     numbers[f"models.{prefix}{end}"] = Number(models.title(key), "", "constant", source)
+    return numbers
+
+
+SPREADS: Mapping[str, tuple[str, Kind]] = {
+    "latency_ratio": ("", "measured"),
+    "gpu_energy_ratio": ("", "measured"),
+    "gpu_Wh_per_video_second": ("Wh/s", "measured"),
+    "gpu_Wh_per_megapixel_frame": ("Wh", "measured"),
+    "mfu": ("", "modelled"),
+    "printed_mfu": ("", "modelled"),
+}
+"""Columns of table4.csv whose least and largest value over the models are numbers, with unit and kind."""
+
+
+def _spread_numbers(table4: pd.DataFrame, file: str) -> Numbers:
+    """``models.<column>_least`` and ``_most`` of :data:`SPREADS`."""
+    numbers: Numbers = {}
+    for column, (unit, kind) in SPREADS.items():
+        values = table4[column].dropna()
+        for end, key in (("least", "idxmin"), ("most", "idxmax")) if len(values) else ():
+            where = str(getattr(values, key)())
+            value = float(values[where])
+            numbers[f"models.{column}_{end}"] = Number(
+                value, unit, kind, Source(file, where, column), digits=decimals(value, 3)
+            )
     return numbers
 
 
