@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import nan
 from pathlib import Path
 
 import pandas as pd
 import papermill
 import pytest
+import records
 import synthetic_campaign as synthetic
 import synthetic_models as planted
 from figure_checks import assert_legible
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch
+from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis import (
     instruments,
     models,
@@ -538,3 +541,40 @@ def test_the_notebook_builds_everything(tmp_path: Path) -> None:
         assert built == (base / f"again/{name}.csv").read_bytes(), name
     found = json.loads((base / "results/numbers/h200/models.json").read_text())
     assert found[f"models.{WAN}.latency"]["value"] == pytest.approx(410 * FACTOR)
+
+
+def test_from_the_records_of_two_models_to_every_notebook(tmp_path: Path) -> None:
+    """Stage 3 on planted records, energies by arithmetic; the other notebooks bear the rows."""
+    base = tmp_path / "root"
+    shutil.copytree(synthetic.REPOSITORY / "config", base / "config")
+    (base / "Snakefile").touch()
+    raw_folder = base / "results" / "raw" / "h200"
+    keys = (WAN, "wan2.1-t2v-14b")
+    paths = {
+        models.EXPERIMENT: [records.write(planted.record(k), raw_folder / models.EXPERIMENT) for k in keys],
+        "resolution": [records.write(records.make_record(), raw_folder / "resolution")],
+    }
+    aggregate(paths, base / "m.parquet", base / CSV, base)
+    found = read(base)
+    assert set(found.rows) == set(keys)
+    table = models.table4(found).set_index("model")
+    loop_s = 50 * 0.5
+    assert table.loc[WAN, "latency_s"] == pytest.approx(records.ONCE_S + loop_s)
+    energy_Wh = (records.ONCE_J + loop_s * records.LOOP_W) / 3600
+    assert table.loc[WAN, "gpu_energy_Wh"] == pytest.approx(energy_Wh, rel=0.01)
+    assert table.loc[WAN, "gpu_energy_Wh_kind"] == "measured"
+    signs = models_checks.signs_table(found, raw(base)).set_index(["model", "check"])
+    networks_s = records.TEXT_S + records.VAE_S + 0.8 * loop_s  # a fifth of a step is the scheduler's
+    share = 100 * networks_s / (records.ONCE_S + loop_s)
+    assert signs.loc[(WAN, "utilisation_time"), "value"] == pytest.approx(share)
+    for name in ("models", "breakdown", "comparison"):
+        papermill.execute_notebook(
+            synthetic.REPOSITORY / "workflow" / "notebooks" / f"{name}.ipynb",
+            base / f"{name}.ipynb",
+            parameters={"root": str(base)},
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(base),
+        )
+    costs = pd.read_csv(base / "results/tables/h200/cost.csv").set_index("set")
+    assert costs.loc[models.EXPERIMENT, "records"] == 2
