@@ -490,6 +490,17 @@ class TestNumbers:
         assert found["models.gpu_energy_ratio_least"].value == pytest.approx(FACTOR)
         assert found["models.mfu_most"].kind == "modelled"
 
+    def test_intervals_that_are_narrow_are_counted(self, measured: models.Models, base: Path) -> None:
+        tables = all_tables(measured, base)
+        table = tables["table4"].copy()
+        table["gpu_energy_Wh_ci95"] = table["gpu_energy_Wh"] * [
+            0.015 if key == LTX else 0.002 for key in table["model"]
+        ]
+        found = models_numbers.models_numbers(measured, tables | {"table4": table}, "t")
+        assert found["models.interval_most"].value == pytest.approx(1.5)
+        assert found["models.interval_most"].source.row == LTX
+        assert found["models.interval_narrow"].value == 5
+
     def test_kinds_of_the_three_energies(self, found: dict[str, models_numbers.Number]) -> None:
         kinds = [found[f"models.{WAN}.{part}_energy"].kind for part in ("gpu", "cpu", "ram")]
         assert kinds == ["measured", "modelled", "constant"]

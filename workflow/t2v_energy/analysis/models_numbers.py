@@ -20,6 +20,8 @@ Numbers = dict[str, Number]
 COSTS = {"latency_s": "latency", "gpu_energy_Wh": "gpu_energy", "cpu_energy_Wh": "cpu_energy",
          "ram_energy_Wh": "ram_energy"}  # fmt: skip
 UNITS = {"latency_s": "s"}
+NARROW_PERCENT = 1.0
+"""An interval of GPU energy is narrow whose half-width is no more than this part of it (%)."""
 EXTREMES = ("gpu_energy_share", "denoiser_time_share", "utilisation_time", "utilisation_power",
             "utilisation_arithmetic", "step_rate")  # fmt: skip
 
@@ -44,6 +46,7 @@ def models_numbers(models: Models, tables: Mapping[str, pd.DataFrame], folder: s
     for key, row in table4.iterrows():
         found |= _model_numbers(str(key), row, file)
     found |= _ends_numbers(models, table4, file) | _spread_numbers(table4, file)
+    found |= _interval_numbers(table4, file)
     found |= _broader_numbers(models, tables["broader"], f"{folder}/broader.csv")
     found |= _sign_numbers(tables["signs"], f"{folder}/signs.csv")
     return found | _memory_numbers(models, tables["memory"], f"{folder}/memory.csv")
@@ -146,6 +149,21 @@ def _spread_numbers(table4: pd.DataFrame, file: str) -> Numbers:
                 value, unit, kind, Source(file, where, column), digits=decimals(value, 3)
             )
     return numbers
+
+
+def _interval_numbers(table4: pd.DataFrame, file: str) -> Numbers:
+    """How wide the intervals of GPU energy are: half-widths in percent, and how many are narrow."""
+    percent = (100 * table4["gpu_energy_Wh_ci95"] / table4["gpu_energy_Wh"]).dropna()
+    if percent.empty:
+        return {}
+    limit = Source("t2v_energy.analysis.models_numbers", "NARROW_PERCENT", "")
+    source = Source(file, str(percent.idxmax()), "gpu_energy_Wh_ci95 / gpu_energy_Wh")
+    widest, narrow = float(percent.max()), int((percent <= NARROW_PERCENT).sum())
+    return {
+        "models.interval_limit": Number(NARROW_PERCENT, "%", "constant", limit),
+        "models.interval_most": Number(widest, "%", "measured", source, digits=decimals(widest, 2)),
+        "models.interval_narrow": Number(narrow, "", "constant", Source(file, "all rows", source.column)),
+    }
 
 
 def _broader_numbers(models: Models, table: pd.DataFrame, file: str) -> Numbers:
