@@ -16,6 +16,7 @@ from t2v_energy.dag import SWEEP_FIGURES, Dag, read_dag
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import seal
 from t2v_energy.plan import make_plan
+from t2v_energy.study import load_study
 
 SIZES = [(240, 320), (480, 832)]
 
@@ -25,7 +26,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with a GPU campaign ``big`` of two experiments, and the campaign ``tiny`` on the CPU."""
     tiny.make_root(tmp_path)
     sweep = {"vary": [{"height": h, "width": w} for h, w in SIZES]}
-    for key in ("frames", "more.steps"):
+    for key in ("frames", "more.steps", "cross-model"):
         text = (tmp_path / "config/experiments/resolution.yaml").read_text()
         (tmp_path / f"config/experiments/{key}.yaml").write_text(
             text.replace("key: resolution", f"key: {key}")
@@ -165,6 +166,8 @@ def test_what_to_ask_a_cluster_for(root: Path) -> None:
          ["sweeps", "scaling", "breakdown", "comparison", "theory"]),
         (["validation"], [], True, ["comparison", "theory"]),
         (["kernels"], [], True, ["comparison", "theory"]),
+        (["cross-model"], [], False, ["models", "theory"]),
+        (["cross-model", "frames"], ["fig3"], False, ["sweeps", "scaling", "breakdown", "models", "theory"]),
         (["more.steps"], [], False, ["theory"]),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else None,
@@ -187,7 +190,7 @@ def test_the_figures_of_the_dag_are_those_that_are_drawn() -> None:
 
 
 def test_every_analysis_has_its_notebook(root: Path) -> None:
-    every = {"resolution": {}, "frames": {}, "steps": {}, "validation": {}, "kernels": {}}
+    every = {key: {} for key in ("resolution", "frames", "steps", "validation", "kernels", "cross-model")}
     campaign = {"key": "some", "title": "x", "accelerator": "h200", "device": "cuda"}
     tiny.write_yaml(root, "campaigns/some", campaign | {"experiments": every})
     (root / "config/experiments/frames.yaml").write_text(
@@ -195,6 +198,18 @@ def test_every_analysis_has_its_notebook(root: Path) -> None:
     )
     notebooks = {path.stem for path in (tiny.ROOT / "workflow/notebooks").glob("*.ipynb")}
     assert set(dag(root, "some").analyses) == notebooks
+
+
+def test_what_the_comparison_of_models_is_built_from(root: Path) -> None:
+    campaign = {"key": "some", "title": "x", "accelerator": "cpu", "device": "cpu"}
+    sizes = {"model": "tiny-wan", "vary": [{"height": 32, "width": 32}]}
+    tiny.write_yaml(root, "campaigns/some", campaign | {"experiments": {"cross-model": sizes}})
+    files = dag(root, "some").compared_files
+    assert files[0] == "config/study.yaml"
+    assert "config/accelerators.yaml" in files
+    models = {"tiny-wan", *load_study(root).models}
+    assert {f"config/models/{key}.yaml" for key in models} < set(files)
+    assert all((root / name).is_file() for name in files)
 
 
 def test_the_workflow_runs_in_its_own_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

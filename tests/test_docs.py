@@ -22,6 +22,8 @@ from t2v_energy.analysis import (
     efficiency,
     instruments,
     kernels,
+    models,
+    models_checks,
     scaling,
     settling,
     stages,
@@ -31,6 +33,8 @@ from t2v_energy.analysis import (
     validation,
 )
 from t2v_energy.analysis.numbers import Number
+from t2v_energy.config import load_campaign
+from t2v_energy.dag import CROSS_MODEL
 from t2v_energy.metering.accuracy import accuracy_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +65,15 @@ TABLES = {
     "kernels_fit": kernels.FIT_COLUMNS,
 }
 """Columns of results/tables/<campaign>/<name>.csv."""
+MODEL_TABLES = {
+    "table2": models.TABLE2_COLUMNS,
+    "table4": models.TABLE4_COLUMNS,
+    "broader": models.BROADER_COLUMNS,
+    "components": models_checks.COMPONENTS_COLUMNS,
+    "memory": models_checks.MEMORY_COLUMNS,
+    "signs": models_checks.SIGNS_COLUMNS,
+}
+"""The same of those that only a campaign with experiment ``cross-model`` has."""
 DOCUMENTS = sorted(
     path
     for folder in (ROOT, ROOT / "config", ROOT / "profiles", ROOT / "docs")
@@ -207,7 +220,7 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
     built = {
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
-        **{f"{name}.csv": list(columns) for name, columns in TABLES.items()},
+        **{f"{name}.csv": list(columns) for name, columns in (TABLES | MODEL_TABLES).items()},
         "meter.csv": list(accuracy_table(ticks_s=(0.1,))[0]),
         "<campaign>.json": [field.name for field in fields(Number)],
     }
@@ -220,7 +233,8 @@ def test_every_table_that_is_built_is_described(clone: Clone) -> None:
     built = {
         Path(name).stem for name in clone.outputs() if re.fullmatch(r"results/tables/h200/.*\.csv", name)
     }
-    assert built == set(TABLES)
+    has_models = CROSS_MODEL in load_campaign(ROOT, "h200").experiments
+    assert built == set(TABLES) | (set(MODEL_TABLES) if has_models else set())
 
 
 def test_the_contents_of_the_tables_list_every_heading() -> None:

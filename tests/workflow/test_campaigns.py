@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from clone import IN_CPU_SMALL, QUICK, Clone
 
@@ -16,6 +17,13 @@ def _campaign(clone: Clone, *experiments: str) -> None:
     clone.write_campaign("some", protocols=QUICK, experiments=own)
 
 
+def _experiment(clone: Clone, key: str) -> None:
+    """An experiment's file; the campaign sets its model and its sizes."""
+    text = (clone.root / "config/experiments/resolution.yaml").read_text(encoding="utf-8")
+    path = clone.root / "config" / "experiments" / f"{key}.yaml"
+    path.write_text(text.replace("key: resolution", f"key: {key}"), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("experiments", "analyses", "figures"),
     [
@@ -23,6 +31,7 @@ def _campaign(clone: Clone, *experiments: str) -> None:
         (("steps",), SWEEPS | {"comparison"}, {"fig4", "exponents", "stages", "codecarbon", "settling"}),
         (("validation",), {"comparison"}, {"settling"}),
         (("kernels",), {"comparison"}, {"settling", "kernels"}),
+        (("cross-model",), {"models"}, {"fig1", "fig5", "fig5b"}),
         (("mine",), set(), set()),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
@@ -30,8 +39,8 @@ def _campaign(clone: Clone, *experiments: str) -> None:
 def test_only_what_has_data_is_planned(
     clone: Clone, experiments: tuple[str, ...], analyses: set[str], figures: set[str]
 ) -> None:
-    text = (clone.root / "config/experiments/resolution.yaml").read_text(encoding="utf-8")
-    (clone.root / "config/experiments/mine.yaml").write_text(text.replace("key: resolution", "key: mine"))
+    for key in ("mine", "cross-model"):
+        _experiment(clone, key)
     _campaign(clone, *experiments)
     planned = set(clone.planned(*CONFIG))
     assert planned - {"figures", "tables"} == ALWAYS - {"figures", "tables"} | analyses
@@ -44,10 +53,31 @@ def test_only_what_has_data_is_planned(
 
 def test_an_experiment_of_ones_own_is_built_to_its_end(clone: Clone) -> None:
     """None of the study's sweeps: measured, aggregated, and nothing of stage 4 needs more."""
-    text = (clone.root / "config/experiments/resolution.yaml").read_text(encoding="utf-8")
-    (clone.root / "config/experiments/mine.yaml").write_text(text.replace("key: resolution", "key: mine"))
+    _experiment(clone, "mine")
     _campaign(clone, "mine")
     done = clone.snakemake("--cores", "2", *CONFIG)
     assert done.returncode == 0, done.stdout
     assert (clone.root / "results/tables/some/table7.csv").stat().st_size > 0
+    assert clone.planned(*CONFIG) == {}
+
+
+def test_a_model_is_compared_with_the_study_without_a_gpu(clone: Clone) -> None:
+    """Measured for real: a tiny model that the study has not, on the CPU, without counter or peak."""
+    _experiment(clone, "cross-model")
+    clone.write_campaign(
+        "some",
+        protocols=QUICK,
+        experiments={"cross-model": {**IN_CPU_SMALL, "vary": VARY[:1]}},
+    )
+    done = clone.snakemake("--cores", "2", *CONFIG)
+    assert done.returncode == 0, done.stdout
+    built = clone.root / "results/tables/some"
+    table = pd.read_csv(built / "table4.csv").set_index("model")
+    assert list(table.index)[-1] == "tiny-wan"
+    assert table.loc["tiny-wan", "latency_s"] > 0
+    assert table["printed_latency_s"].notna().sum() == 7
+    signs = pd.read_csv(built / "signs.csv").set_index("check")
+    assert signs.loc["denoiser_time_share", "verdict"] in ("holds", "fails")
+    assert signs.loc["throttling", "verdict"] == "unknown"
+    assert (clone.root / "results/figures/some/fig1.pdf").stat().st_size > 0
     assert clone.planned(*CONFIG) == {}

@@ -170,6 +170,57 @@ if STUDY.compares:
             "-p figures {params.figures} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
 
 
+if STUDY.compares_models:
+
+    rule models:
+        input:
+            notebook="workflow/notebooks/models.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            records=STUDY.measurements,
+            configs=STUDY.compared_files,
+            code=STUDY.sources(
+                "analysis", "work", "study.py", "measurement/validity.py"
+            ),
+        output:
+            figures=[
+                f"<figures>/{name}{end}"
+                for name in ("fig1", "fig5", "fig5b")
+                for end in FORMATS
+            ],
+            tables=[
+                *expand(
+                    "<tables>/{name}.csv",
+                    name=(
+                        "table2",
+                        "table4",
+                        "broader",
+                        "components",
+                        "memory",
+                        "signs",
+                    ),
+                ),
+                "<tables>/table2.tex",
+                "<tables>/table4.tex",
+            ],
+            numbers="<numbers>/models.json",
+        log:
+            notebook="logs/notebooks/<campaign>/models.ipynb",
+            console="logs/notebooks/<campaign>/models.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figures=lambda wildcards, output: Path(output.figures[0]).parent,
+            records=lambda wildcards: RECORDS,
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: figures 1 and 5, tables 2 and 4 of campaign {STUDY.campaign}"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p records {params.records} -p tables {params.tables} "
+            "-p figures {params.figures} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
 # The study's own theory: about its model and the accelerators of config/, whatever the campaign measured.
 rule theory:
     input:

@@ -18,6 +18,7 @@ from t2v_energy.config import KEY_PATTERN, Accelerator, Campaign, Experiment, Mo
 from t2v_energy.errors import UserError
 from t2v_energy.grids import Grid
 from t2v_energy.prompts import SLOTS, Vocabulary
+from t2v_energy.study import Study
 
 README = Path("config") / "README.md"
 MARKER = "<!-- From here on written by `python -m t2v_energy.config_reference`: edit the models. -->\n"
@@ -51,6 +52,11 @@ SECTIONS = (
         "One entry a grid, by its key: yearly means of generation, without losses on the way to the plug.",
         Grid,
         "<grid>.",
+    ),
+    Section(
+        "config/study.yaml",
+        "What the original study prints of its models: its tables 2 and 4, and its comparisons.",
+        Study,
     ),
     Section(
         "config/prompts.yaml",

@@ -15,9 +15,12 @@ from t2v_energy.config import Settings, load_experiment, load_settings
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import is_sealed, sealed_records
 from t2v_energy.plan import Plan, make_plan, raw_folder
+from t2v_energy.study import STUDY_FILE, load_study
 
 SWEEP_FIGURES = {"resolution": "fig2", "frames": "fig3", "steps": "fig4"}
 """The study's figure of each of its sweeps; analysis/sweep_figure.py draws them."""
+CROSS_MODEL = "cross-model"
+"""The experiment that measures every model at its defaults."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,22 @@ class Dag:
         return any(map(self.has, ("validation", "steps", "kernels")))
 
     @property
+    def compares_models(self) -> bool:
+        """Whether the campaign has what notebook ``models`` is about."""
+        return self.has(CROSS_MODEL)
+
+    @property
     def analyses(self) -> list[str]:
         """Rules of stage 4 that the campaign has data for, each named as its notebook."""
         sweeps = ["sweeps", "scaling", "breakdown"] if self.sweep_figures else []
-        return [*sweeps, *(["comparison"] if self.compares else []), "theory"]
+        compared = ["comparison"] if self.compares else []
+        return [*sweeps, *compared, *(["models"] if self.compares_models else []), "theory"]
+
+    @property
+    def compared_files(self) -> list[str]:
+        """What notebook ``models`` reads of the configuration: what the study prints, and its model files."""
+        own = [f"config/models/{key}.yaml" for key in load_study(self.root).models]
+        return [str(STUDY_FILE), *sorted({*own, *self.model_files})]
 
     @property
     def study_files(self) -> list[str]:
