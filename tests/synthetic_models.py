@@ -14,7 +14,7 @@ import records as planted
 import synthetic_campaign as synthetic
 from t2v_energy.analysis.models import EXPERIMENT
 from t2v_energy.config import ModelFile, load_model
-from t2v_energy.measurement.record import Memory, Record
+from t2v_energy.measurement.record import Memory, Operators, Record
 from t2v_energy.study import Study, load_study
 
 STUDY: Study = load_study(synthetic.REPOSITORY)
@@ -86,6 +86,9 @@ def record(key: str, *, reasons: int = 0x4, gpu: str | None = planted.GPU) -> Re
         config=config,
         reasons=reasons,
         gpu=gpu,
+        operators=Operators(
+            steps=1, stage=["denoiser"], operator=["aten::linear"], device_s=[0.5], kernels=[100]
+        ),
         memory=Memory(
             allocated_B=sizes,
             reserved_B={stage: int(size * RESERVED_OVER_ALLOCATED) for stage, size in sizes.items()},

@@ -24,6 +24,7 @@ from t2v_energy.analysis import (
     kernels,
     models,
     models_checks,
+    operators,
     scaling,
     settling,
     stages,
@@ -72,6 +73,7 @@ MODEL_TABLES = {
     "components": models_checks.COMPONENTS_COLUMNS,
     "memory": models_checks.MEMORY_COLUMNS,
     "signs": models_checks.SIGNS_COLUMNS,
+    "operators": operators.COLUMNS,
 }
 """The same of those that only a campaign with experiment ``cross-model`` has."""
 DOCUMENTS = sorted(

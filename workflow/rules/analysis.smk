@@ -197,6 +197,7 @@ if STUDY.compares_models:
                         "components",
                         "memory",
                         "signs",
+                        "operators",
                     ),
                 ),
                 "<tables>/table2.tex",
