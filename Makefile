@@ -1,5 +1,6 @@
 # make             install the base into .venv, then build everything from the shipped records
 # make test        install torch, diffusers and the test tools too, then run the whole suite
+# make test-slurm  run the workflow on a SLURM of its own (root, and Debian's slurmctld slurmd slurm-client munge)
 # make lint        ruff, snakefmt, snakemake --lint and mypy
 # make wheelhouse  gather wheelhouse/ for a GPU host without internet (WHEELHOUSE_PYTHON, WHEELHOUSE_WITHOUT)
 # make install     only install the base
@@ -21,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .DEFAULT_GOAL := all
-.PHONY: all install test lint wheelhouse
+.PHONY: all install test test-slurm lint wheelhouse
 .DELETE_ON_ERROR:
 
 all: .venv/base.stamp
@@ -31,6 +32,9 @@ install: .venv/base.stamp
 
 test: .venv/test.stamp
 	$(IN_VENV) python -m pytest --numprocesses 2 --cov --cov-fail-under 85
+
+test-slurm: .venv/slurm.stamp
+	$(IN_VENV) python -m pytest --numprocesses 3 tests/slurm
 
 lint: .venv/test.stamp
 	$(IN_VENV) ruff check .
@@ -67,4 +71,8 @@ wheelhouse: .venv/base.stamp
 	@echo "Installing torch, diffusers and the test tools into .venv (once; some minutes) ..."
 	@$(PIP) "$$(grep '^torch==' envs/lock.txt)"
 	@$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/slurm.stamp: .venv/test.stamp
+	@$(PIP) --editable '.[slurm,test]'
 	@touch $@

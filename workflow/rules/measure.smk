@@ -20,9 +20,9 @@ rule measure_batch:
     resources:
         gpu=1 if STUDY.on_gpu else 0,
         measuring=1,
-        runtime=lambda wildcards: STUDY.runtime_minutes(
-            wildcards.experiment, wildcards.batch
-        ),
+        # an attempt after the first (--retries) finds the records of those before, and still gets more time
+        runtime=lambda wildcards, attempt: attempt
+        * STUDY.runtime_minutes(wildcards.experiment, wildcards.batch),
         mem_mb=lambda wildcards: STUDY.host_memory_MB(
             wildcards.experiment, wildcards.batch
         ),
