@@ -232,7 +232,8 @@ class TestLTX:
 class TestPublished:
     """The shipped model files, without their weights."""
 
-    # Exact numbers are sums over published safetensors files; the others are the models' sizes as reported.
+    # Exact numbers were found in public files: sums over safetensors files, a training log, other people's code.
+    # The others are sizes as reported or as built from the same values, and guard against change alone.
     T5, UMT5, WAN_VAE = 4_762_310_656, 5_680_910_336, 126_892_531
     COUNTS: ClassVar = {
         "wan2.1-t2v-1.3b": {"transformer": 1_418_996_800, "text_encoder": UMT5, "vae": WAN_VAE},
