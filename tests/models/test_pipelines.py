@@ -232,7 +232,7 @@ class TestLTX:
 class TestPublished:
     """The shipped model files, without their weights."""
 
-    # Exact numbers were found in public files: sums over safetensors files, a training log, other people's code.
+    # Exact numbers were found in public files: sums over safetensors files, a training log, others' code.
     # The others are sizes as reported or as built from the same values, and guard against change alone.
     T5, UMT5, WAN_VAE = 4_762_310_656, 5_680_910_336, 126_892_531
     COUNTS: ClassVar = {
