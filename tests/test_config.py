@@ -298,13 +298,37 @@ class TestModelFiles:
         assert "(found 'main')" in text
 
     @pytest.mark.parametrize(
-        "name", ["os.system", "subprocess.Popen", "diffusers.utils.Run", "diffusers.run"]
+        "name",
+        [
+            *["os.system", "subprocess.Popen", "diffusers.utils.Run", "diffusers.run"],
+            *["t2v_energy.models.contentv.VideoPatchEmbed", "t2v_energy.models.build.Path"],
+            "t2v_energy.models.contentv.ContentVTransformer3DModel.load",
+        ],
     )
     def test_a_class_of_another_library(self, root: Path, name: str) -> None:
         text = self.rewritten(root, "class: diffusers.WanTransformer3DModel", f"class: {name}")
         assert "components.transformer.class" in text
         assert "must be diffusers.<Class> or transformers.<Class>" in text
         assert f"(found '{name}')" in text
+
+    def test_a_stage_of_several_parts(self, root: Path) -> None:
+        model = load_model(root, "contentv-8b")
+        assert model.stage_parts("text_encoder") == ("text_encoder", "text_encoder_2", "text_encoder_3")
+        assert model.stage_parts("denoiser") == (model.denoiser_part,) == ("transformer",)
+
+    @pytest.mark.parametrize(
+        ("path", "problem"),
+        [
+            ("[transformer.forward, vae.decode]", "spans.denoiser: must be the calls of one part"),
+            ("[]", "spans.denoiser"),
+        ],
+    )
+    def test_a_denoiser_of_several_parts(self, root: Path, path: str, problem: str) -> None:
+        assert problem in self.rewritten(root, "denoiser: transformer.forward", f"denoiser: {path}")
+
+    def test_a_tokenizer_of_another_name(self, root: Path) -> None:
+        other = "other_tokenizers:\n  tokenizer2: {vocab_size: 9, max_length: 9}\ntokenizer: "
+        assert "other_tokenizers.tokenizer2" in self.rewritten(root, "tokenizer: ", other)
 
     def test_a_path_that_is_no_method_of_a_part(self, root: Path) -> None:
         text = self.rewritten(root, "vae_decode: vae.decode", "vae_decode: vae.__class__.decode")

@@ -255,11 +255,11 @@ class TestCommand:
 
 
 class TestCrossModel:
-    """The study's seven models, in one experiment."""
+    """The study's seven models and ContentV, in one experiment."""
 
-    STUDY = (
+    MODELS = (
         "wan2.1-t2v-14b wan2.1-t2v-1.3b mochi-1-preview cogvideox-5b cogvideox-2b ltx-video-0.9.7-dev "
-        "animatediff-lightning"
+        "animatediff-lightning contentv-8b"
     )
 
     def planned(self, tmp_path: Path) -> Plan:
@@ -274,7 +274,7 @@ class TestCrossModel:
 
     def test_each_is_at_its_defaults(self, tmp_path: Path) -> None:
         items = self.planned(tmp_path).items("cross-model")
-        assert {item.configuration.model for item in items} == set(self.STUDY.split())
+        assert {item.configuration.model for item in items} == set(self.MODELS.split())
         for item in items:
             c = item.configuration
             defaults = load_model(tiny.ROOT, c.model).defaults.model_dump(exclude={"fps"})

@@ -28,6 +28,7 @@ from t2v_energy.analysis import (
 )
 from t2v_energy.analysis.instruments import Record
 from t2v_energy.analysis.tables import write_csvs
+from t2v_energy.config import load_model
 from t2v_energy.dag import CROSS_MODEL
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import to_json
@@ -397,7 +398,7 @@ class TestFigures:
         assert shares["refine"] == pytest.approx(0.3)
         assert shares["rest"] == pytest.approx(0.08)
 
-    @pytest.mark.parametrize("key", [*planted.STUDY.models, "tiny-wan"])
+    @pytest.mark.parametrize("key", [*planted.STUDY.models, "contentv-8b", "tiny-wan"])
     def test_the_pipeline_of_every_model_file_fits_its_boxes(self, measured: models.Models, key: str) -> None:
         files = {**measured.files, key: planted.model(key)}
         changed = models.Models(**{**vars(measured), "files": files})
@@ -411,6 +412,11 @@ class TestFigures:
         ]
         assert stages == models.networks(planted.model(key))
         extents = [box.get_window_extent(renderer) for box in boxes]
+        # Lines are centred, so where too many leave a box above and below, its heading is outside.
+        labels = {part.label.split()[0] for part in pipeline_figure.parts(planted.model(key), None)}
+        headings = [t.get_window_extent(renderer) for t in axes.texts if t.get_text().split()[0] in labels]
+        assert len(headings) >= len(boxes)
+        assert all(any(b.y0 <= t.y0 < t.y1 <= b.y1 for b in extents) for t in headings)
         for text in axes.texts:
             extent = text.get_window_extent(renderer)
             middle = ((extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2)
@@ -430,6 +436,13 @@ class TestFigures:
         motion = pipeline_figure.parts(measured.files[LIGHT], None)[1]
         assert any("MotionAdapter" in line for line in motion.lines)
         assert motion.share is None
+
+    def test_parts_of_a_stage_are_named_and_those_of_a_class_together(self) -> None:
+        contentv = load_model(Path(__file__).parents[2], "contentv-8b")
+        encoders, denoiser, _ = pipeline_figure.parts(contentv, None)
+        clip = ("2 × CLIPTextModelWithProjection", "818 million", "bfloat16")
+        assert encoders.lines == (*clip, "+ T5EncoderModel", "4.76 billion")
+        assert denoiser.lines == ("ContentVTransformer3DModel", "8.06 billion", "bfloat16")
 
     def test_what_is_pictured(self, measured: models.Models) -> None:
         assert pipeline_figure.pictured(measured) == WAN

@@ -161,6 +161,9 @@ class TestRecords:
             assert set(seen) == set(model.spans)
             assert seen["denoiser"] == run * model.passes_per_step
             assert seen["scheduler"] == run
+            loops = 2 if key == "tiny-ltx" else 1
+            prompts = loops * model.passes_per_step * model.batch_per_pass
+            assert seen["text_encoder"] == prompts * len(model.stage_parts("text_encoder"))
             assert seen["vae_decode"] == seen["postprocess"] == 1
 
     def test_ltx_refines_once_however_many_steps_come_before(self, found: dict[str, Record]) -> None:

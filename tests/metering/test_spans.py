@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,6 +175,19 @@ def test_a_path_that_is_not_there_is_named_and_the_rest_unwrapped(path: str) -> 
         pytest.fail("nothing may be measured with a part missing")
     assert "forward" not in vars(pipeline.denoiser)
     assert "step" not in vars(pipeline.plan)
+
+
+def test_a_stage_of_several_parts() -> None:
+    """Their calls are numbered together, and each part's first is probed."""
+    pipeline, seen = parts(), []
+    probe = SimpleNamespace(during=lambda stage: (seen.append(stage), nullcontext())[1])
+    stages = {"both": ["encoder.forward", "denoiser.forward"], "scheduler": "plan.step"}
+    recorder = SpanRecorder(pipeline, stages, "cpu")
+    with recorder.attached(), torch.no_grad(), recorder.window(0, probe=probe):
+        pipeline(1)
+    assert rows(recorder) == [*((0, "both", -1, call) for call in range(3)), (0, "scheduler", 0, 0)]
+    assert seen == ["both", "both", "scheduler"]
+    assert "forward" not in vars(pipeline.encoder) | vars(pipeline.denoiser)
 
 
 def test_the_probe_sees_first_calls_only() -> None:

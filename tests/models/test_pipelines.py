@@ -33,8 +33,9 @@ PUBLISHED = {
     "ltx-video-0.9.7-dev": "tiny-ltx",
     "mochi-1-preview": "tiny-mochi",
     "animatediff-lightning": "tiny-animatediff",
+    "contentv-8b": "tiny-contentv",
 }
-"""The study's models, and the tiny one of each one's structure."""
+"""The shipped models, and the tiny one of each one's structure."""
 PARTS = [(key, name) for key in tiny.KEYS for name, part in tiny.model(key).components.items() if part.dtype]
 
 
@@ -170,7 +171,7 @@ class TestPrompts:
             masks.append(seen["transformer"][0]["encoder_attention_mask"].sum(1).tolist())
         assert masks == [[1, 4], [1, 13]]  # the empty negative prompt, then the prompt; each with its end
 
-    @pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox", "tiny-animatediff"])
+    @pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox", "tiny-animatediff", "tiny-contentv"])
     def test_elsewhere_padding_makes_every_prompt_cost_the_same(self, key: str) -> None:
         denoiser = tiny.model(key).spans["denoiser"].split(".")[0]
         shapes = []
@@ -229,6 +230,152 @@ class TestLTX:
         assert tiny.pipeline("tiny-ltx").first_size(128, 160, 2 / 3) == (64, 96)
 
 
+class TestContentV:
+    """Stable Diffusion 3's parts over a whole video; diffusers has neither class."""
+
+    KEY = "tiny-contentv"
+
+    def given(self, frames: int) -> dict[str, torch.Tensor]:
+        """Inputs of the transformer: ``frames`` latent frames of 4×6."""
+        draw, c = torch.Generator().manual_seed(0), tiny.model(self.KEY).components["transformer"].config
+        sizes = {
+            "hidden_states": (1, c["in_channels"], frames, 4, 6),
+            "encoder_hidden_states": (1, 7, c["joint_attention_dim"]),
+            "pooled_projections": (1, c["pooled_projection_dim"]),
+        }
+        inputs = {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
+        return inputs | {"timestep": torch.tensor([500.0])}
+
+    def called(self, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            (sample,) = tiny.pipeline(self.KEY).transformer(**given, return_dict=False)
+        return sample
+
+    def test_one_frame_is_stable_diffusion_3s_image(self) -> None:
+        """All but the positions is theirs: with them equal, so is the result."""
+        ours, given = tiny.pipeline(self.KEY).transformer, self.given(1)
+        theirs = load_class("diffusers.SD3Transformer2DModel")(**dict(ours.config)).eval()
+        missing = theirs.load_state_dict(ours.state_dict(), strict=False)
+        assert (missing.missing_keys, missing.unexpected_keys) == (["pos_embed.pos_embed"], [])
+
+        def embed(image: torch.Tensor) -> torch.Tensor:
+            return ours.pos_embed(image.unsqueeze(2))
+
+        theirs.pos_embed.forward = embed
+        image = given | {"hidden_states": given["hidden_states"].squeeze(2)}
+        with torch.no_grad():
+            (expected,) = theirs(**image, return_dict=False)
+        assert torch.allclose(self.called(given).squeeze(2), expected, atol=1e-5)
+
+    def test_tokens_are_in_the_order_of_frames_rows_and_columns(self) -> None:
+        embed, given = tiny.pipeline(self.KEY).transformer.pos_embed, self.given(3)["hidden_states"]
+        with torch.no_grad():
+            tokens = embed(given).unflatten(1, (3, 2, 3))
+            changed = given.clone()
+            changed[:, :, 1, 2:, 4:] += 1  # patch of the second frame, second row, third column
+            moved = (embed(changed).unflatten(1, (3, 2, 3)) != tokens).any(-1).nonzero().tolist()
+        assert moved == [[0, 1, 1, 2]]
+
+    def test_positions_are_frames_then_rows_and_columns_at_twice_the_pitch(self) -> None:
+        embed = tiny.pipeline(self.KEY).transformer.pos_embed
+        with torch.no_grad():
+            # without an image, tokens are the bias and their positions
+            tokens = (embed(torch.zeros(1, 16, 3, 4, 6)) - embed.proj.bias).unflatten(1, (3, 2, 3))[0]
+        width = tokens.shape[-1]
+        time, across = tokens[..., : width // 4], tokens[..., width // 4 :]
+        assert torch.equal(time[:, :1, :1].expand_as(time), time)  # all of a frame alike
+        assert torch.equal(across[:1].expand_as(across), across)  # all frames alike
+        # the first sine of each half: of the column and of the row, or of the frame
+        assert time[:, 0, 0, 0].tolist() == pytest.approx(np.sin([0, 1, 2]), abs=1e-6)
+        half = across.shape[-1] // 2
+        assert across[0, 0, :, 0].tolist() == pytest.approx(np.sin([0, 2, 4]), abs=1e-6)
+        assert across[0, :, 0, half].tolist() == pytest.approx(np.sin([0, 2]), abs=1e-6)
+
+    def test_every_frame_attends_to_every_other(self) -> None:
+        given = self.given(3)
+        other = given | {"hidden_states": given["hidden_states"].clone()}
+        other["hidden_states"][:, :, 2] += 1
+        assert self.called(given).shape == given["hidden_states"].shape
+        difference = (self.called(other) - self.called(given)).abs().amax(dim=(0, 1, 3, 4))
+        assert (difference > 1e-6).all()
+
+    def test_the_transformer_is_given_333_tokens_of_three_encoders(self) -> None:
+        encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        with watched(self.KEY, "transformer", *encoders) as seen:
+            subject(self.KEY).generate(1)
+        lengths = [[call.get("0").shape[1] for call in seen[name]] for name in encoders]
+        assert lengths == [[77, 77], [77, 77], [256, 256]]  # the prompt and the negative one
+        prompt, negative = seen["transformer"]
+        assert prompt["encoder_hidden_states"].shape == (1, 77 + 256, 48)
+        assert prompt["pooled_projections"].shape == (1, 8 + 12)
+        assert torch.equal(prompt["hidden_states"], negative["hidden_states"])
+        assert not torch.equal(prompt["encoder_hidden_states"], negative["encoder_hidden_states"])
+        assert not torch.equal(prompt["pooled_projections"], negative["pooled_projections"])
+        assert prompt["hidden_states"].shape == (1, 16, 3, 8, 8)
+
+    def test_the_schedule_is_that_of_the_source(self) -> None:
+        """Sigmas from 1 in equal steps, then moved by the shift of 3."""
+        with watched(self.KEY, "transformer") as seen:
+            subject(self.KEY).generate(4)
+        steps = [float(call["timestep"]) for call in seen["transformer"]][::2]
+        sigmas = np.array([1, 0.75, 0.5, 0.25])
+        assert steps == pytest.approx(1000 * 3 * sigmas / (1 + 2 * sigmas))
+
+    def test_guidance_is_from_the_negative_prompt_towards_the_prompt(self) -> None:
+        pipeline, seen = tiny.pipeline(self.KEY), []
+        answers, step = iter((1.0, 3.0)), pipeline.scheduler.step
+
+        def answer(latents: torch.Tensor, *_: Any) -> torch.Tensor:
+            return torch.full_like(latents, next(answers))
+
+        def noted(velocity: torch.Tensor, *given: Any, **named: Any) -> Any:
+            seen.append(velocity.unique().tolist())
+            return step(velocity, *given, **named)
+
+        pipeline._velocity, pipeline.scheduler.step = answer, noted
+        try:
+            subject(self.KEY).generate(1)
+        finally:
+            del pipeline._velocity, pipeline.scheduler.step
+        assert seen == [[3 + 6 * (1 - 3)]]  # guidance of 6
+
+    def test_without_guidance_a_step_is_one_call(self) -> None:
+        with watched(self.KEY, "transformer", "text_encoder_3") as seen:
+            subject(self.KEY, guidance_scale=1.0).generate(2)
+        assert (len(seen["transformer"]), len(seen["text_encoder_3"])) == (2, 1)
+
+    def test_latents_are_scaled_back_for_the_vae(self) -> None:
+        pipeline, got = tiny.pipeline(self.KEY), []
+        decode, config = pipeline.vae.decode, pipeline.vae.config
+        pipeline.vae.decode = lambda z, **named: (got.append(z), decode(z, **named))[1]
+        try:
+            with torch.no_grad():
+                pipeline._decode(torch.ones(1, 16, 1, 4, 4), "np")
+        finally:
+            del pipeline.vae.decode
+        expected = np.array(config.latents_std) + np.array(config.latents_mean)
+        assert got[0][0, :, 0, 0, 0].tolist() == pytest.approx(expected)
+
+    def test_latents_of_the_callback_are_taken(self) -> None:
+        pipeline, size = tiny.pipeline(self.KEY), {"height": 64, "width": 64, "num_frames": 5}
+
+        def zero(_: Any, __: int, ___: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"latents": torch.zeros_like(tensors["latents"])}
+
+        call = {"num_inference_steps": 1, "output_type": "latent", "callback_on_step_end": zero}
+        assert not pipeline(prompt="A fox.", **size, **call).frames.any()
+
+    def test_a_size_that_it_cannot_cut_into_patches(self) -> None:
+        with pytest.raises(ValueError, match="divisible by 16"):
+            tiny.pipeline(self.KEY)(prompt="A fox.", height=72, width=64)
+
+    def test_published_weights_are_refused_until_a_revision_is_pinned(self) -> None:
+        model = load_model(tiny.ROOT, "contentv-8b")
+        with pytest.raises(UserError, match="ByteDance/ContentV-8B has no pinned revision") as caught:
+            build_pipeline(model, "pretrained", "cpu", 0)
+        assert caught.value.where == "config/models/contentv-8b.yaml, hub"
+
+
 class TestPublished:
     """The shipped model files, without their weights."""
 
@@ -253,6 +400,13 @@ class TestPublished:
             "text_encoder": 123.1e6,
             "vae": 83.7e6,
         },
+        "contentv-8b": {
+            "transformer": 8e9,
+            "vae": WAN_VAE,
+            "text_encoder": 123_650_304,
+            "text_encoder_2": 694_659_840,
+            "text_encoder_3": T5,
+        },
     }
 
     @pytest.mark.parametrize("key", PUBLISHED)
@@ -273,7 +427,9 @@ class TestPublished:
         }
         assert (large.spans, large.limits, large.call.keys()) == (like.spans, like.limits, like.call.keys())
         assert (large.passes_per_step, large.batch_per_pass) == (like.passes_per_step, like.batch_per_pass)
-        assert large.tokenizer.max_length == like.tokenizer.max_length
+        assert {n: t.max_length for n, t in large.tokenizers.items()} == {
+            n: t.max_length for n, t in like.tokenizers.items()
+        }
 
     @pytest.mark.parametrize("key", PUBLISHED)
     def test_schedulers_build(self, key: str) -> None:
@@ -312,7 +468,8 @@ class TestPretrained:
     def test_what_was_saved_comes_back(self, key: str, tmp_path: Path) -> None:
         model = tiny.model(key)
         pipeline = build_pipeline(model, "random", "cpu", 5)
-        pipeline.tokenizer = tiny.real_tokenizer(model.tokenizer.max_length)
+        for name, tokenizer in model.tokenizers.items():
+            setattr(pipeline, name, tiny.real_tokenizer(tokenizer.max_length))
         pipeline.save_pretrained(tmp_path, safe_serialization=True)
         loaded = build_pipeline(model, "pretrained", "cpu", 99, source=tmp_path)
         assert type(loaded) is type(pipeline)

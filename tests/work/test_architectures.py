@@ -24,6 +24,7 @@ from t2v_energy.work import (
     clip,
     cogvideox,
     cogvideox_vae,
+    contentv,
     image_vae,
     ltx,
     ltx_vae,
@@ -51,10 +52,15 @@ OTHER_SIZES: Mapping[str, Size] = {
     "ltx-video-0.9.7-dev": (256, 384, 25),
     "mochi-1-preview": (240, 432, 25),
     "animatediff-lightning": (360, 504, 8),  # 45 rows: halving rounds up
+    "contentv-8b": (256, 272, 9),
 }
-"""The study's models but Wan 1.3B (see test_wan_work.py), and a size of each beside its default."""
+"""Every model but Wan 1.3B (see test_wan_work.py), and a size of each beside its default."""
 
-SAME_DECODER = {"cogvideox-5b": "cogvideox-2b", "wan2.1-t2v-14b": "wan2.1-t2v-1.3b"}
+SAME_DECODER = {
+    "cogvideox-5b": "cogvideox-2b",
+    "wan2.1-t2v-14b": "wan2.1-t2v-1.3b",
+    "contentv-8b": "wan2.1-t2v-1.3b",
+}
 
 PARAMETERS_BILLION: Mapping[str, Mapping[str, float]] = {
     "wan2.1-t2v-1.3b": {"transformer": 1.419, "text_encoder": 5.681},
@@ -64,6 +70,12 @@ PARAMETERS_BILLION: Mapping[str, Mapping[str, float]] = {
     "ltx-video-0.9.7-dev": {"transformer": 13.04, "vae": 1.247, "text_encoder": 4.762},
     "mochi-1-preview": {"transformer": 10.03, "text_encoder": 4.762},
     "animatediff-lightning": {"unet": 0.8595, "motion_adapter": 0.4532, "text_encoder": 0.1231},
+    "contentv-8b": {
+        "transformer": 8.057,
+        "text_encoder": 0.1237,
+        "text_encoder_2": 0.6947,
+        "text_encoder_3": 4.762,
+    },
 }
 """Published sizes; AnimateDiff's network is that of Stable Diffusion 1.5 with the adapter."""
 
@@ -140,7 +152,7 @@ def test_each_operator_of_the_denoiser_equals_the_counter(key: str, default: boo
 
 def operators(chosen: ModelFile, seen: Any) -> tuple[dict[str, int], int]:
     """FLOP by operator, and those of QKᵀ and PV, from the modules' names in a trace."""
-    attention = [name for name in seen.by_module if name.endswith((".attn1", ".attn2"))]
+    attention = [name for name in seen.by_module if name.endswith((".attn", ".attn1", ".attn2"))]
     crosses = chosen.architecture in ("wan", "ltx", "animatediff")
     cross = [n for n in attention if n.endswith("attn2") and crosses and "motion_modules" not in n]
     own = [name for name in attention if name not in cross]
@@ -158,6 +170,8 @@ def operators(chosen: ModelFile, seen: Any) -> tuple[dict[str, int], int]:
         names = [n for n in seen.by_module if n.endswith(ends) and n not in motion]
         flop["convolution"] = sum(seen.by_module[n] for n in names)
         flop["timestep_mlp"] = seen.ending_with("time_embedding", "time_emb_proj")
+    if chosen.architecture == "contentv":
+        flop["timestep_mlp"] = seen.ending_with("time_text_embed", "norm1", "norm1_context", "norm_out")
     products = sum(seen.by_module[n] for n in attention) - sum(seen.by_module[n] for n in projections)
     return flop, products
 
@@ -310,6 +324,10 @@ OTHER_CONFIGURATIONS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
     ("tiny-animatediff", {"vae": {"latent_channels": 6, "out_channels": 4}}),
     ("tiny-animatediff", {"text_encoder": {"num_hidden_layers": 3, "intermediate_size": 48}}),
     ("tiny-ltx", {"text_encoder": {"feed_forward_proj": "relu", "num_layers": 3, "num_heads": 3}}),
+    ("tiny-contentv", {"transformer": {"num_layers": 1, "joint_attention_dim": 40, "out_channels": None}}),
+    ("tiny-contentv", {"transformer": {"num_layers": 4, "in_channels": 12, "pooled_projection_dim": 28}}),
+    ("tiny-contentv", {"transformer": {"num_attention_heads": 4, "attention_head_dim": 8, "patch_size": 4}}),
+    ("tiny-contentv", {"text_encoder_2": {"num_hidden_layers": 1, "projection_dim": 20}}),
 )
 
 
@@ -444,6 +462,9 @@ def test_impossible_sizes_are_refused(key: str, size: Size, message: str) -> Non
         ("tiny-animatediff", "unet", {"transformer_layers_per_block": 2}, "transformer_layers_per_block"),
         ("tiny-animatediff", "motion_adapter", {"use_motion_mid_block": False}, "use_motion_mid_block"),
         ("tiny-animatediff", "vae", {"mid_block_add_attention": False}, "mid_block_add_attention"),
+        ("tiny-contentv", "transformer", {"dual_attention_layers": [0]}, "dual_attention_layers"),
+        ("tiny-contentv", "transformer", {"qk_norm": None}, "qk_norm: None"),
+        ("tiny-contentv", "transformer", {"caption_projection_dim": 48}, r"48 is not the width[\s\S]*32"),
     ],
 )
 def test_options_without_a_closed_form_are_refused(
@@ -466,6 +487,28 @@ def test_classes_and_calls_without_a_closed_form_are_refused() -> None:
         parameter_counts(other)
     with pytest.raises(UserError, match="needs 'downscale'"):
         true_work(base.model_copy(update={"call": {}}), *size, 1)
+
+
+def test_a_text_encoder_whose_tokenizer_is_not_described_is_refused() -> None:
+    base = tiny.model("tiny-contentv").model_copy(update={"other_tokenizers": {}})
+    with pytest.raises(UserError, match=r"other_tokenizers[\s\S]*tokenizer_2 is not given"):
+        text_encoder_flop(base)
+    with pytest.raises(UserError, match="tokenizer_3 is not given"):
+        true_work(base, 64, 64, 9, 1)
+
+
+def test_contentvs_text_is_333_tokens_and_its_three_encoders_are_counted() -> None:
+    chosen = model("contentv-8b")
+    config, tokens = chosen.components["transformer"].config, 32 * 27 * 48
+    work = true_work(chosen, *size_of("contentv-8b", True), 1)
+    assert work.tokens == tokens
+    assert work.attention_flop == 2 * contentv.attention_product_flop(config, tokens, 77 + 256)
+    t5_alone = t5.forward_flop(chosen.components["text_encoder_3"].config, 256)
+    clips = clip.forward_flop(chosen.components["text_encoder"].config, 77)
+    clips += clip.forward_flop(chosen.components["text_encoder_2"].config, 77)
+    projections = 2 * (768**2 + 1280**2)  # of one vector each
+    assert text_encoder_flop(chosen) == t5_alone + clips + projections
+    assert work.flop["text_encoder"] == 2 * text_encoder_flop(chosen)  # the negative prompt as well
 
 
 def test_what_cannot_be_traced_is_refused() -> None:
@@ -491,6 +534,7 @@ def test_defaults_are_those_of_the_classes() -> None:
         (diffusers.UNet2DConditionModel, animatediff.DEFAULTS),
         (diffusers.MotionAdapter, animatediff.MOTION_DEFAULTS),
         (diffusers.AutoencoderKL, image_vae.DEFAULTS),
+        (diffusers.SD3Transformer2DModel, contentv.DEFAULTS),
     ):
         signature = inspect.signature(cls.__init__).parameters
         theirs = {key: signature[key].default for key in ours}

@@ -26,13 +26,22 @@ Protocol = Literal["full", "sampled"]
 AttentionKernel = Literal["cudnn", "flash", "efficient", "math", "sage"]
 Key = Annotated[str, Field(pattern=KEY_PATTERN)]
 Positive = Annotated[float, Field(gt=0)]
+CallPath = Annotated[str, Field(pattern=r"^[a-z_]+[2-9]?\.[a-z_]+$")]
+"""``<part>.<method>``; a pipeline's further parts of a kind are numbered, as ``text_encoder_2`` is."""
+
+
+OWN_CLASSES = ("t2v_energy.models.contentv.ContentVTransformer3DModel",)
+"""Parts of a pipeline that the model libraries do not have and this package does."""
 
 
 def _an_importable_class(value: str) -> str:
-    """Only classes of the two model libraries can be named: a configuration file runs no other code."""
-    if not re.fullmatch(r"(diffusers(\.pipelines\.[a-z]\w*)?|transformers)\.[A-Z]\w*", value):
+    """Only classes of the two model libraries, and those of :data:`OWN_CLASSES`, can be named: a
+    configuration file runs no other code."""
+    libraries = r"(diffusers(\.pipelines\.[a-z]\w*)?|transformers)\.[A-Z]\w*"
+    if value not in OWN_CLASSES and not re.fullmatch(libraries, value):
         raise ValueError(
-            "must be diffusers.<Class> or transformers.<Class>, or diffusers.pipelines.<pipeline>.<Class>"
+            "must be diffusers.<Class> or transformers.<Class>, diffusers.pipelines.<pipeline>.<Class>, or "
+            f"{' or '.join(OWN_CLASSES)}"
         )
     return value
 
@@ -80,8 +89,8 @@ class Component(Strict):
         str,
         Field(
             alias="class",
-            description="`diffusers.<Class>`, `diffusers.pipelines.<pipeline>.<Class>` or "
-            "`transformers.<Class>`, nothing else",
+            description="`diffusers.<Class>`, `diffusers.pipelines.<pipeline>.<Class>`, "
+            f"`transformers.<Class>` or {' or '.join(f'`{name}`' for name in OWN_CLASSES)}, nothing else",
         ),
         AfterValidator(_an_importable_class),
     ]
@@ -97,7 +106,7 @@ class Component(Strict):
 
 
 class Tokenizer(Strict):
-    """The sizes of the model's tokenizer, for the stand-in used when no hub is reachable."""
+    """The sizes of a tokenizer, for the stand-in used when no hub is reachable."""
 
     vocab_size: int = Field(gt=2, description="number of token ids")
     max_length: int = Field(gt=0, description="[tokens] every prompt is padded or cut to this length")
@@ -128,7 +137,7 @@ class ModelFile(Strict):
 
     key: Key = Field(description="the file's name without `.yaml`")
     title: str = Field(description="the model's name for people")
-    architecture: Literal["wan", "cogvideox", "ltx", "mochi", "animatediff", "other"] = Field(
+    architecture: Literal["wan", "cogvideox", "ltx", "mochi", "animatediff", "contentv", "other"] = Field(
         description="which closed forms count its operations; `other`: there are none, so no cost is "
         "predicted and no share of the peak reported",
     )
@@ -139,6 +148,11 @@ class ModelFile(Strict):
     )
     components: dict[str, Component] = Field(description="the pipeline's parts, by the pipeline's own names")
     tokenizer: Tokenizer = Field(description="sizes of the tokenizer, for the stand-in of random weights")
+    other_tokenizers: dict[Annotated[str, Field(pattern=r"^tokenizer_[2-9]$")], Tokenizer] = Field(
+        {},
+        description="those of further tokenizers, by the pipeline's own names: `tokenizer_2` is that of "
+        "`text_encoder_2`",
+    )
     defaults: Defaults = Field(description="settings that the model card recommends")
     negative_prompt: str = Field("", description="text that guidance steers away from")
     passes_per_step: int = Field(
@@ -154,8 +168,9 @@ class ModelFile(Strict):
         {}, description="what the pipeline's call takes beyond size, steps, prompts and guidance"
     )
     limits: Limits = Field(description="sizes and lengths that the pipeline accepts")
-    spans: dict[str, Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z_]+$")]] = Field(
-        description="stage: `<part>.<method>`, the calls that are timed. "
+    spans: dict[str, CallPath | Annotated[tuple[CallPath, ...], Field(min_length=1)]] = Field(
+        description="stage: `<part>.<method>`, the calls that are timed; a list where a stage is calls of "
+        "several parts. "
         "`denoiser` and `scheduler` make up the loop of steps; the rest comes once a video. `host.start` is "
         "the pipeline's own time before the first of these calls"
     )
@@ -164,7 +179,30 @@ class ModelFile(Strict):
     def _the_denoiser_is_timed(self) -> ModelFile:
         if "denoiser" not in self.spans:
             raise ValueError("spans: `denoiser` is missing, the part whose calls make up the steps")
+        if not isinstance(self.spans["denoiser"], str):
+            raise ValueError("spans.denoiser: must be the calls of one part, which make up the steps")
         return self
+
+    def stage_parts(self, stage: str) -> tuple[str, ...]:
+        """Names of the parts whose calls are ``stage``: one, but for stages of several parts."""
+        paths = self.spans[stage]
+        return tuple(path.partition(".")[0] for path in ((paths,) if isinstance(paths, str) else paths))
+
+    @property
+    def denoiser_part(self) -> str:
+        """Name of the part whose calls are stage ``denoiser``."""
+        (part,) = self.stage_parts("denoiser")
+        return part
+
+    @property
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """All tokenizers, by the pipeline's own names."""
+        return {"tokenizer": self.tokenizer, **self.other_tokenizers}
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that the prompt is padded to, by the tokenizer that pads it furthest."""
+        return max(tokenizer.max_length for tokenizer in self.tokenizers.values())
 
 
 # --- config/accelerators.yaml -------------------------------------------------------------------------

@@ -195,11 +195,11 @@ def stage_shares(file: ModelFile, row: pd.Series, quantity: str) -> dict[str, fl
 
 def networks(file: ModelFile) -> list[str]:
     """Stages that run a network with weights on the GPU, in the model file's order; the rest is host work."""
-    parts = {stage: call.partition(".")[0] for stage, call in file.spans.items()}
+    weighted = {name for name, part in file.components.items() if part.dtype}
     return [
         stage
-        for stage, part in parts.items()
-        if stage in DENOISER_STAGES or (part in file.components and file.components[part].dtype)
+        for stage in file.spans
+        if stage in DENOISER_STAGES or weighted.intersection(file.stage_parts(stage))
     ]
 
 

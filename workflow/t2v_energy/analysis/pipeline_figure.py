@@ -7,7 +7,7 @@ weights, in the model file's order, and works for every model file.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,7 +19,7 @@ from t2v_energy.analysis import style
 from t2v_energy.analysis.models import Models, networks, stage_shares
 from t2v_energy.analysis.models_checks import component_parameters
 from t2v_energy.analysis.models_figure import CM, STAGE_COLOURS, STAGE_LABELS
-from t2v_energy.config import Component, ModelFile
+from t2v_energy.config import ModelFile
 
 WIDTH_CM, HEIGHT_CM = 16.0, 6.4
 _BOX_BOTTOM, _BOX_TOP = 1.95, 4.85
@@ -62,20 +62,15 @@ def parts(file: ModelFile, row: pd.Series | None) -> list[Part]:
     shares, _ = _shares(file, row)
     counts = component_parameters(file) or {}
     stages = networks(file)
-    spanned = {file.spans[stage].partition(".")[0] for stage in stages}
+    spanned = {name for stage in stages for name in file.stage_parts(stage)}
     within = [name for name, part in file.components.items() if part.dtype and name not in spanned]
-    denoiser = file.spans["denoiser"].partition(".")[0]
     found = []
     for stage in stages:
-        name = file.spans[stage].partition(".")[0]
-        if name in file.components:
-            lines = _described(file.components[name], counts.get(name))
+        names = file.stage_parts(stage)
+        if set(names) <= set(file.components):
+            lines = _described(file, [*names, *(within if stage == "denoiser" else ())], counts)
         else:  # LTX-Video's refinement calls the denoiser's network under a name of its own
-            lines = (short_class(file.components[denoiser].class_), "the same weights, refining")
-        if stage == "denoiser":
-            for other in within:
-                part = file.components[other]
-                lines += (f"+ {short_class(part.class_)}", size(counts.get(other)))
+            lines = (short_class(file.components[file.denoiser_part].class_), "the same weights, refining")
         label = STAGE_LABELS.get(stage, stage.replace("_", " ").capitalize()).partition(" again")[0]
         found.append(Part(stage, label, lines, shares.get(stage) if shares else None))
     return found
@@ -89,8 +84,17 @@ def _shares(file: ModelFile, row: pd.Series | None) -> tuple[dict[str, float], s
     return (energy, "GPU energy") if energy else (stage_shares(file, row, "time"), "time")
 
 
-def _described(part: Component, parameters: int | None) -> tuple[str, ...]:
-    return short_class(part.class_), size(parameters), part.dtype or ""
+def _described(file: ModelFile, names: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Class, parameters and, once, number type of the components ``names``; those of one class together."""
+    by_class: dict[str, list[str]] = {}
+    for name in names:
+        by_class.setdefault(short_class(file.components[name].class_), []).append(name)
+    lines: list[str] = []
+    for cls, members in by_class.items():
+        of_them = f"{len(members)} × {cls}" if len(members) > 1 else cls
+        parameters = sum(counts[name] for name in members) if counts else None
+        lines += [f"+ {of_them}" if lines else of_them, size(parameters)]
+    return *lines[:2], file.components[names[0]].dtype or "", *lines[2:]
 
 
 def short_class(name: str) -> str:
@@ -122,7 +126,7 @@ def figure_pipeline(models: Models, key: str) -> Figure:
     width = (WIDTH_CM - 2 * _END_CM - (len(boxes) + 1) * _GAP_CM) / len(boxes)
     middle = (_BOX_BOTTOM + _BOX_TOP) / 2
     left = _END_CM + _GAP_CM
-    _text(axes, _END_CM / 2 + 0.1, middle, ["Prompt,", f"{file.tokenizer.max_length} tokens"])
+    _text(axes, _END_CM / 2 + 0.1, middle, ["Prompt,", f"{file.longest_prompt} tokens"])
     for part in boxes:
         _arrow(axes, (left - _GAP_CM, middle), (left, middle))
         _box(axes, part, left, width)

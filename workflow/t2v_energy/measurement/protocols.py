@@ -49,7 +49,7 @@ class Subject:
     @property
     def denoiser(self) -> torch.nn.Module:
         """The module whose calls the model file times as stage ``denoiser``."""
-        part: torch.nn.Module = getattr(self.pipeline, self.model.spans["denoiser"].split(".")[0])
+        part: torch.nn.Module = getattr(self.pipeline, self.model.denoiser_part)
         return part
 
     def generate(self, steps: int) -> None:
@@ -67,7 +67,8 @@ class Subject:
 
         arguments = dict(self.model.call)
         if "max_sequence_length" in inspect.signature(type(self.pipeline).__call__).parameters:
-            arguments["max_sequence_length"] = self.model.tokenizer.max_length
+            # Of several tokenizers it is the long one's: CLIP's has a fixed length.
+            arguments["max_sequence_length"] = self.model.longest_prompt
         with asked_for(c.attention_kernel, self.denoiser):
             result = self.pipeline(
                 prompt=self.prompt,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,20 +40,21 @@ class _Call:
 
 @dataclass
 class SpanRecorder:
-    """Times the calls of a pipeline's parts; ``stages`` maps a stage to ``<part>.<method>``, or to
-    :data:`BEFORE_CALLS`.
+    """Times the calls of a pipeline's parts; ``stages`` maps a stage to ``<part>.<method>``, to several of
+    them, or to :data:`BEFORE_CALLS`.
 
     Use :meth:`attached` around everything and :meth:`window` around each generation.
     """
 
     pipeline: Any
-    stages: dict[str, str]
+    stages: Mapping[str, str | Sequence[str]]
     device: str
     spans: Spans = field(default_factory=Spans)
     allocated_B: dict[str, int] = field(default_factory=dict)
     reserved_B: dict[str, int] = field(default_factory=dict)
     _calls: list[_Call] = field(default_factory=list)
     _counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    _probed: set[str] = field(default_factory=set)
     _step: int = 0
     _recording: bool = False
     _track_memory: bool = False
@@ -69,9 +70,10 @@ class SpanRecorder:
         """Wrap the pipeline's calls, and put the originals back at the end."""
         undo: list[Callable[[], None]] = []
         try:
-            for stage, path in self.stages.items():
-                if path != BEFORE_CALLS:
-                    undo.append(self._wrap(stage, path))
+            for stage, paths in self.stages.items():
+                for path in _each(paths):
+                    if path != BEFORE_CALLS:
+                        undo.append(self._wrap(stage, path))
             yield self
         finally:
             for restore in undo:
@@ -94,7 +96,7 @@ class SpanRecorder:
                 with record_function(ANNOTATION + stage) if self._annotating else nullcontext():
                     return original(*args, **kwargs)
             call = self._begin(stage)
-            with self._probing(call):
+            with self._probing(call, path):
                 result = original(*args, **kwargs)
             self._finish(call, on_host=_is_on_host(result))
             return result
@@ -120,10 +122,13 @@ class SpanRecorder:
         finally:
             self._annotating = False
 
-    def _probing(self, call: _Call) -> AbstractContextManager[None]:
-        """The probe looks at a stage's first call only: it slows the host down, and later calls are timed."""
-        first = self._probe is not None and call.call == 0 and call.step <= 0
-        return self._probe.during(call.stage) if first else nullcontext()
+    def _probing(self, call: _Call, path: str) -> AbstractContextManager[None]:
+        """The probe looks at a part's first call only: it slows the host down, and later calls are timed."""
+        if self._probe is None or path in self._probed:
+            return nullcontext()
+        self._probed.add(path)
+        during: AbstractContextManager[None] = self._probe.during(call.stage)
+        return during
 
     def _mark(self) -> Any:
         if not self.on_gpu:
@@ -163,7 +168,7 @@ class SpanRecorder:
         Reading the allocator's peaks and probing for kernels slow the host down, so they are asked for
         in warm-ups only.
         """
-        self._calls, self._counts, self._step = [], Counter(), 0
+        self._calls, self._counts, self._step, self._probed = [], Counter(), 0, set()
         edges: dict[str, float] = {}
         first, edges["start_s"] = self._anchor()
         self._recording, self._track_memory, self._probe = True, track_memory, probe
@@ -207,6 +212,10 @@ class SpanRecorder:
             self.spans.call.append(call.call)
             self.spans.start_s.append(start_s)
             self.spans.end_s.append(end_s)
+
+
+def _each(paths: str | Sequence[str]) -> Sequence[str]:
+    return [paths] if isinstance(paths, str) else paths
 
 
 def _is_on_host(result: Any) -> bool:

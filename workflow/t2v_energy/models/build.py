@@ -24,8 +24,11 @@ from t2v_energy.config import Component, ComponentHub, Hub, ModelFile
 from t2v_energy.errors import UserError
 from t2v_energy.models.tokenizer import StandInTokenizer
 
-OWN_PIPELINES = {"LTXMultiScalePipeline": "t2v_energy.models.ltx"}
-"""Module of each pipeline that has stages of its own; all others are diffusers'."""
+OWN_PIPELINES = {
+    "LTXMultiScalePipeline": "t2v_energy.models.ltx",
+    "ContentVPipeline": "t2v_energy.models.contentv",
+}
+"""Module of each pipeline that diffusers does not have; all others are its own."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,7 +74,8 @@ def _random(model: ModelFile, device: str, seed: int) -> Any:
     parts: dict[str, Any] = {
         name: build_component(component, device) for name, component in model.components.items()
     }
-    parts["tokenizer"] = StandInTokenizer(model.tokenizer.vocab_size, model.tokenizer.max_length)
+    for name, tokenizer in model.tokenizers.items():
+        parts[name] = StandInTokenizer(tokenizer.vocab_size, tokenizer.max_length)
     with torch.device(device):  # AnimateDiff's makes a network of its own, of UNet and motion adapter
         return pipeline_class(model.pipeline)(**parts)
 

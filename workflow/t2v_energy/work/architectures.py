@@ -15,6 +15,7 @@ from t2v_energy.work import (
     clip,
     cogvideox,
     cogvideox_vae,
+    contentv,
     image_vae,
     ltx,
     ltx_vae,
@@ -25,7 +26,7 @@ from t2v_energy.work import (
     wan,
     wan_vae,
 )
-from t2v_energy.work.denoisers import Latent, denoiser
+from t2v_energy.work.denoisers import Latent, denoiser, padded_tokens
 from t2v_energy.work.video import OPERATORS, OTHER_OPERATORS, Work
 
 if TYPE_CHECKING:  # the formulas do not need the configuration's machinery, only its fields
@@ -59,12 +60,14 @@ ENCODERS: Mapping[str, Callable[[Mapping[str, Any], int], int]] = {
     "UMT5EncoderModel": umt5.forward_flop,
     "T5EncoderModel": t5.forward_flop,
     "CLIPTextModel": clip.forward_flop,
+    "CLIPTextModelWithProjection": clip.projected_forward_flop,
 }
 PARAMETERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "WanTransformer3DModel": wan.parameter_count,
     "CogVideoXTransformer3DModel": cogvideox.parameter_count,
     "LTXVideoTransformer3DModel": ltx.parameter_count,
     "MochiTransformer3DModel": mochi.parameter_count,
+    "ContentVTransformer3DModel": contentv.parameter_count,
     "UNet2DConditionModel": animatediff.parameter_count,
     "MotionAdapter": animatediff.motion_parameter_count,
     "LTXLatentUpsamplerModel": ltx_vae.upsampler_parameter_count,
@@ -76,6 +79,7 @@ PARAMETERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "UMT5EncoderModel": umt5.parameter_count,
     "T5EncoderModel": t5.parameter_count,
     "CLIPTextModel": clip.parameter_count,
+    "CLIPTextModelWithProjection": clip.projected_parameter_count,
 }
 UPSCALE = 2  # what LTX's latent upsampler multiplies rows and columns by
 
@@ -178,9 +182,17 @@ def decoder(model: ModelFile) -> Decoder:
 
 
 def text_encoder_flop(model: ModelFile) -> int:
-    """FLOP of one pass of the text encoder over a padded prompt."""
-    form = _form(ENCODERS, model, "text_encoder")
-    return form(model.components["text_encoder"].config, model.tokenizer.max_length)
+    """FLOP of one pass of each text encoder over a prompt that its own tokenizer has padded."""
+    return sum(
+        _form(ENCODERS, model, name)(model.components[name].config, padded_tokens(model, tokenizer))
+        for name, tokenizer in text_encoders(model).items()
+    )
+
+
+def text_encoders(model: ModelFile) -> dict[str, str]:
+    """Names of the text encoders among the components, each with that of its tokenizer."""
+    names = (name for name in model.components if name.startswith("text_encoder"))
+    return {name: name.replace("text_encoder", "tokenizer") for name in names}
 
 
 def refine_calls(model: ModelFile) -> int:
@@ -205,7 +217,7 @@ def _call_value(model: ModelFile, key: str) -> float:
 
 
 def _encoder_passes(model: ModelFile) -> int:
-    """Passes of the text encoder for one video.
+    """Passes of each text encoder for one video.
 
     Guidance needs the embedding of the negative prompt too: one pass for each sample of a step.  LTX-Video
     embeds both anew for its refinement.

@@ -1,4 +1,5 @@
-"""Closed forms of CLIP's text encoder (AnimateDiff), as transformers' CLIPTextModel executes it.
+"""Closed forms of CLIP's text encoder, as transformers' CLIPTextModel (AnimateDiff) and
+CLIPTextModelWithProjection (ContentV) execute it.
 
 Its attention is causal, but torch's counter and most kernels do the whole square; so is it counted here.
 """
@@ -17,6 +18,7 @@ DEFAULTS: Mapping[str, Any] = {
     "intermediate_size": 2048,
     "num_hidden_layers": 12,
     "max_position_embeddings": 77,
+    "projection_dim": 512,
 }
 
 
@@ -36,3 +38,15 @@ def parameter_count(config: Mapping[str, Any]) -> int:
     layer = 4 * linear_parameters(d, d) + linear_parameters(d, inner) + linear_parameters(inner, d) + norms
     embeddings = (c["vocab_size"] + c["max_position_embeddings"]) * d
     return int(embeddings + c["num_hidden_layers"] * layer + 2 * d)
+
+
+def projected_forward_flop(config: Mapping[str, Any], tokens: int) -> int:
+    """The same with the projection of the pooled vector, which is that of one token."""
+    c = complete(DEFAULTS, config)
+    return forward_flop(c, tokens) + linear_flop(1, c["hidden_size"], c["projection_dim"])
+
+
+def projected_parameter_count(config: Mapping[str, Any]) -> int:
+    """The same with that projection, which has no bias."""
+    c = complete(DEFAULTS, config)
+    return parameter_count(c) + linear_parameters(c["hidden_size"], c["projection_dim"], bias=False)

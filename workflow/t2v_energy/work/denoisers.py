@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from t2v_energy.errors import UserError
-from t2v_energy.work import animatediff, cogvideox, ltx, mochi, wan
+from t2v_energy.work import animatediff, cogvideox, contentv, ltx, mochi, wan
 
 if TYPE_CHECKING:  # the formulas do not need the configuration's machinery, only its fields
     from t2v_energy.config import ModelFile
@@ -68,17 +68,22 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Transformer:
-    """A denoiser whose text is one sequence with the video (``joint``), or is attended to by the video."""
+    """A denoiser whose text is one sequence with the video (``joint``), or is attended to by the video.
+
+    ``tokenizers`` are those whose lengths add up to the text's: of Stable Diffusion 3's three, the two of
+    CLIP share their tokens, which are as wide as both together, and T5's come after them.
+    """
 
     form: Stream
     joint: bool
+    tokenizers: tuple[str, ...] = ("tokenizer",)
     part: ClassVar[str] = "transformer"
 
     def patch_sides(self, model: ModelFile) -> tuple[int, int]:
         return self.form.patch_sides(model.components[self.part].config)
 
     def call(self, model: ModelFile, latent: Latent, prompt_tokens: int | None) -> Call:
-        config, text_tokens = model.components[self.part].config, model.tokenizer.max_length
+        config, text_tokens = model.components[self.part].config, self._text_tokens(model)
         tokens = self.form.token_count(config, *latent)
         flop = self.form.forward_flop(config, tokens, text_tokens)
         products = self.form.attention_product_flop(config, tokens, text_tokens)
@@ -86,8 +91,11 @@ class Transformer:
 
     def sample_bytes(self, model: ModelFile, latent: Latent, bytes_per_value: int) -> int:
         config = model.components[self.part].config
-        tokens = self.form.token_count(config, *latent) + self.joint * model.tokenizer.max_length
+        tokens = self.form.token_count(config, *latent) + self.joint * self._text_tokens(model)
         return self.form.activation_bytes(config, tokens, bytes_per_value)
+
+    def _text_tokens(self, model: ModelFile) -> int:
+        return sum(padded_tokens(model, name) for name in self.tokenizers)
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ DENOISERS: Mapping[str, Denoiser] = {
     "ltx": Transformer(ltx, joint=False),
     "mochi": Mochi(),
     "animatediff": UNet(),
+    "contentv": Transformer(contentv, joint=True, tokenizers=("tokenizer", "tokenizer_3")),
 }
 
 
@@ -155,6 +164,17 @@ def denoiser(model: ModelFile) -> Denoiser:
             where=f"config/models/{model.key}.yaml, architecture",
             remedy=f"use {', '.join(DENOISERS)}, or add its closed form to workflow/t2v_energy/work/",
         ) from None
+
+
+def padded_tokens(model: ModelFile, tokenizer: str) -> int:
+    """Tokens that ``tokenizer`` pads prompts to; raises :class:`UserError` where the file does not say."""
+    if tokenizer not in model.tokenizers:
+        raise UserError(
+            f"the length of {tokenizer} is not given",
+            where=f"config/models/{model.key}.yaml, other_tokenizers",
+            remedy=f"give {tokenizer}: {{vocab_size: …, max_length: …}}",
+        )
+    return model.tokenizers[tokenizer].max_length
 
 
 def valid_tokens(model: ModelFile, prompt_tokens: int | None) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2v_energy.errors import UserError
 from t2v_energy.models.build import load_class
-from t2v_energy.work.architectures import latents
-from t2v_energy.work.denoisers import Latent, valid_tokens
+from t2v_energy.work.architectures import latents, text_encoders
+from t2v_energy.work.denoisers import Latent, padded_tokens, valid_tokens
 
 if TYPE_CHECKING:
     from t2v_energy.config import Component, ModelFile
@@ -98,11 +99,15 @@ def trace_refine(model: ModelFile, height: int, width: int, num_frames: int) -> 
 
 
 def trace_text_encoder(model: ModelFile) -> FlopTrace:
-    """One pass of the text encoder over a padded prompt."""
-    module = build_on_meta(model.components["text_encoder"])
+    """One pass of each text encoder over a prompt that its own tokenizer has padded."""
     # No mask: building it reads values, which meta tensors lack, and a mask saves no operation.
-    ids = _integers(1, model.tokenizer.max_length)
-    return count(lambda: module(input_ids=ids))
+    calls = [
+        partial(
+            build_on_meta(model.components[name]), input_ids=_integers(1, padded_tokens(model, tokenizer))
+        )
+        for name, tokenizer in text_encoders(model).items()
+    ]
+    return count(lambda: [call() for call in calls])
 
 
 def trace_vae_decode(model: ModelFile, height: int, width: int, num_frames: int) -> FlopTrace:
@@ -199,12 +204,24 @@ def _animatediff_inputs(model: ModelFile, c: Any, latent: Latent) -> dict[str, A
     }
 
 
+def _contentv_inputs(model: ModelFile, c: Any, latent: Latent) -> dict[str, Any]:
+    batch = model.batch_per_pass
+    length = padded_tokens(model, "tokenizer") + padded_tokens(model, "tokenizer_3")
+    return {
+        "hidden_states": _numbers(batch, c.in_channels, *latent),
+        "timestep": _numbers(batch),
+        "encoder_hidden_states": _numbers(batch, length, c.joint_attention_dim),
+        "pooled_projections": _numbers(batch, c.pooled_projection_dim),
+    }
+
+
 _DENOISER_INPUTS: Mapping[str, Callable[[ModelFile, Any, Latent], dict[str, Any]]] = {
     "wan": _wan_inputs,
     "cogvideox": _cogvideox_inputs,
     "ltx": _ltx_inputs,
     "mochi": _mochi_inputs,
     "animatediff": _animatediff_inputs,
+    "contentv": _contentv_inputs,
 }
 
 
