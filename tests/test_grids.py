@@ -69,8 +69,9 @@ def test_a_value_without_a_source_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "must be a mapping of grids"),
-        ("- world", "must be a mapping of grids"),
+        ("", "must be a mapping"),
+        ("- world", "must be a mapping"),
+        ("{}", "there is no grid"),
         ("world: 480", "grid 'world' must be a mapping (found 480)"),
         ("world: [", "not valid YAML"),
     ],

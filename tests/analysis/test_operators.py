@@ -21,7 +21,7 @@ from t2v_energy.measurement.record import Operators, to_json
         ("aten::addmm", "gemm"),
         ("aten::matmul", "gemm"),
         ("aten::conv3d", "convolution"),
-        ("aten::cudnn_convolution", "elementwise"),  # never the outermost operator: `conv3d` is
+        ("aten::cudnn_convolution", "convolution"),
         ("aten::layer_norm", "normalisation"),
         ("aten::group_norm", "normalisation"),
         ("aten::rms_norm", "normalisation"),

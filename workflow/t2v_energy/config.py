@@ -491,7 +491,8 @@ def describe_weights(model: ModelFile, weights: str, seed: int) -> str:
 # --- reading ------------------------------------------------------------------------------------------
 
 
-def _read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """The mapping in a file of config/; raises :class:`UserError`, with ``remedy`` where it is missing."""
     if not path.is_file():
         raise UserError("there is no such file", where=str(path), remedy=remedy)
     try:
@@ -555,7 +556,7 @@ def _named(folder: Path, key: str) -> Path:
 
 def _load_named(model: type[T], folder: Path, key: str) -> T:
     path = _named(folder, key)
-    loaded = parse(model, _read_yaml(path, "create it"), str(path))
+    loaded = parse(model, read_yaml(path, "create it"), str(path))
     if loaded.key != key:  # type: ignore[attr-defined]
         raise UserError(
             f"key: {loaded.key!r} differs from the file's name",  # type: ignore[attr-defined]
@@ -577,7 +578,7 @@ def load_accelerators(root: Path) -> dict[str, Accelerator]:
     path = root / "config" / "accelerators.yaml"
     return {
         key: parse(Accelerator, value, f"{path}, {key}")
-        for key, value in _read_yaml(path, "restore it from the repository").items()
+        for key, value in read_yaml(path, "restore it from the repository").items()
     }
 
 
@@ -604,7 +605,7 @@ def load_experiment(root: Path, campaign: Campaign, key: str) -> Experiment:
     path = _named(root / "config" / "experiments", key)
     own = campaign.experiments.get(key, {})
     where = str(path) + (f" with config/campaigns/{campaign.key}.yaml, experiments.{key}" if own else "")
-    loaded = parse(Experiment, _read_yaml(path, "create it") | own, where)
+    loaded = parse(Experiment, read_yaml(path, "create it") | own, where)
     if loaded.key != key:
         raise UserError(
             f"key: {loaded.key!r} differs from the file's name", where=where, remedy=f"write `key: {key}`"
@@ -615,7 +616,7 @@ def load_experiment(root: Path, campaign: Campaign, key: str) -> Experiment:
 def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     """config/config.yaml with ``overrides`` laid on top, section by section, as Snakemake's --config does."""
     path = root / "config" / "config.yaml"
-    data = _read_yaml(path, "run from the repository's root, or give --root")
+    data = read_yaml(path, "run from the repository's root, or give --root")
     data = merged(data, overrides or {})
     return parse(Settings, data, str(path) + (" with --config" if overrides else ""))
 

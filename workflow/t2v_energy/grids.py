@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
-from t2v_energy.config import Key, Positive, Strict, parse
+from t2v_energy.config import Key, Positive, Strict, parse, read_yaml
 from t2v_energy.errors import UserError
 
 GRIDS_FILE = Path("config") / "grids.yaml"
@@ -43,18 +42,9 @@ def load_grids(root: Path) -> dict[str, Grid]:
         UserError: the file is missing, not YAML, empty, or has an unknown key or a value out of range.
     """
     path = root / GRIDS_FILE
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            "there is no such file", where=str(path), remedy="restore it from the repository"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"not valid YAML: {error}", where=str(path), remedy="mend the file's syntax"
-        ) from error
-    if not isinstance(data, dict) or not data:
-        raise UserError("must be a mapping of grids", where=str(path), remedy="give at least one grid")
+    data = read_yaml(path, "restore it from the repository")
+    if not data:
+        raise UserError("there is no grid", where=str(path), remedy="give at least one")
     found = {}
     for key, value in data.items():
         if not isinstance(value, dict):

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from t2v_energy.config import Key, Positive, Strict, parse
-from t2v_energy.errors import UserError
+from t2v_energy.config import Key, Positive, Strict, parse, read_yaml
 
 STUDY_FILE = Path("config") / "study.yaml"
 Printed = Annotated[tuple[Positive, Positive], Field(description="[mean, standard deviation] as printed")]
@@ -104,16 +102,4 @@ def load_study(root: Path) -> Study:
         UserError: the file is missing, not YAML, or has an unknown key or a value out of range.
     """
     path = root / STUDY_FILE
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            "there is no such file", where=str(path), remedy="restore it from the repository"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"not valid YAML: {error}", where=str(path), remedy="mend the file's syntax"
-        ) from error
-    if not isinstance(data, dict):
-        raise UserError("must be a mapping of keys to values", where=str(path), remedy="see config/README.md")
-    return parse(Study, data, str(path))
+    return parse(Study, read_yaml(path, "restore it from the repository"), str(path))

@@ -8,14 +8,13 @@ from typing import Any
 import pandas as pd
 
 from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import LOOP_STAGES
 
-LOOP_STAGES = ("denoiser", "scheduler")
-"""Stages of which a video has as many calls as steps."""
 COLUMNS = ("model", "stage", "operator_class", "gpu_time_share", "gpu_s", "kernels", "kind")
 OTHER = "elementwise"
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention",),
-    "convolution": ("conv",),
+    "convolution": ("conv", "convolution"),
     "gemm": ("linear", "matmul", "mm", "bmm", "baddbmm", "einsum"),
     "normalisation": ("norm",),
     "data_movement": (

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from t2v_energy.analysis.conditions import SOFTWARE_POWER_CAP
 from t2v_energy.analysis.sweep import board_means
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import Generation, estimate, generations, step_weights
@@ -41,7 +42,6 @@ PARTS = 10
 """Parts of equal length that a generation's loop is cut into to show its drift."""
 J_PER_WH = 3600.0
 NORMAL_95 = 1.96
-CAPPED = 0x4  # nvml.h: nvmlClocksEventReasonSwPowerCap
 
 QUANTITIES = ("latency_s", "gpu_energy_Wh")
 _DETAILS = ("step_time_s", "step_energy_J", "once_s", "mean_power_W")
@@ -430,7 +430,7 @@ def _sensors(record: Record, start_s: float, end_s: float) -> dict[str, float]:
         known = [value for value in values[low:high] if value is not None]
         return float(np.mean(known)) if known else nan
 
-    capped = [None if r is None else int(r & CAPPED > 0) for r in samples.throttle_reasons]
+    capped = [None if r is None else int(r & SOFTWARE_POWER_CAP > 0) for r in samples.throttle_reasons]
     return {
         "sm_clock_MHz": mean(samples.sm_clock_MHz),
         "temperature_C": mean(samples.temperature_C),

@@ -20,6 +20,8 @@ from t2v_energy.errors import UserError
 from t2v_energy.metering.series import Samples, Ticks
 
 SCHEMA_VERSION = 1
+LOOP_STAGES = ("denoiser", "scheduler")
+"""Stages that make up the loop of denoising steps; all others come once a video."""
 Status = Literal["ok", "out_of_memory"]
 WindowKind = Literal["idle_before", "warmup", "generation", "idle_after"]
 

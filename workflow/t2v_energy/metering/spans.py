@@ -18,9 +18,8 @@ import torch
 from torch.profiler import record_function
 
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import Spans
+from t2v_energy.measurement.record import LOOP_STAGES, Spans
 
-LOOP_STAGES = ("denoiser", "scheduler")
 ANNOTATION = "stage: "
 BEFORE_CALLS = "host.start"
 """Path of the stage that is no call: what the pipeline does on the host before it calls its first timed part.
