@@ -220,6 +220,8 @@ def _prompts(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     import time
 
+    from t2v_energy.measurement.operator_record import EXPERIMENT
+    from t2v_energy.measurement.operators import measure_operators
     from t2v_energy.measurement.progress import Progress
     from t2v_energy.measurement.runner import measure_batch
     from t2v_energy.plan import make_plan
@@ -232,9 +234,12 @@ def _measure(options: argparse.Namespace) -> None:
     prompts = options.prompts or options.root / "results" / "prompts" / f"{settings.campaign}.jsonl"
     if options.batch and not options.experiment:
         raise UserError(f"--batch {options.batch} without --experiment", remedy="add --experiment NAME")
+    deadline_s = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    if options.experiment == EXPERIMENT and not options.batch:
+        measure_operators(options.root, settings, say=Progress().say, deadline_s=deadline_s)
+        return
     plan = make_plan(options.root, settings, [options.experiment] if options.experiment else None)
     batches = [plan.batch(options.experiment, options.batch)] if options.batch else plan.batches
-    deadline_s = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for batch in batches:
         where = (batch.experiment, batch.name)
         how = {"prompts": prompts, "progress": Progress(), "deadline_s": deadline_s}
@@ -276,13 +281,20 @@ def _expected_gpu(root: Path, folder: Path) -> str | None:
 
 
 def _seal(options: argparse.Namespace) -> None:
+    from t2v_energy.config import load_campaign
+    from t2v_energy.measurement.operator_record import EXPERIMENT
+    from t2v_energy.measurement.operators import expected_records
     from t2v_energy.measurement.sealing import seal
     from t2v_energy.plan import make_plan, raw_folder
 
-    plan = make_plan(options.root, _load(options), [options.experiment])
-    folder = raw_folder(options.root, plan.campaign.key, options.experiment)
-    expected = [item.record for item in plan.items(options.experiment)]
-    print(seal(folder, expected, expected_gpu=plan.campaign.gpu_name))
+    settings = _load(options)
+    if options.experiment == EXPERIMENT:
+        expected = expected_records(options.root)
+    else:
+        plan = make_plan(options.root, settings, [options.experiment])
+        expected = [item.record for item in plan.items(options.experiment)]
+    folder = raw_folder(options.root, settings.campaign, options.experiment)
+    print(seal(folder, expected, expected_gpu=load_campaign(options.root, settings.campaign).gpu_name))
 
 
 def _aggregate(options: argparse.Namespace) -> None:

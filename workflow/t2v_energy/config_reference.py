@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from t2v_energy.config import KEY_PATTERN, Accelerator, Campaign, Experiment, ModelFile, Settings
 from t2v_energy.errors import UserError
 from t2v_energy.grids import Grid
+from t2v_energy.operator_suite import Suite
 from t2v_energy.prompts import SLOTS, Vocabulary
 from t2v_energy.study import Study
 
@@ -46,6 +47,11 @@ SECTIONS = (
         "`t2v-energy plan` predicts costs.",
         Accelerator,
         "<accelerator>.",
+    ),
+    Section(
+        "config/operators.yaml",
+        "Experiment `operators`: single operators, for the rates and powers of the cost model.",
+        Suite,
     ),
     Section(
         "config/grids.yaml",

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,18 +26,32 @@ Status = Literal["ok", "out_of_memory"]
 WindowKind = Literal["idle_before", "warmup", "generation", "idle_after"]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """Base of a record and of its parts: immutable and strict."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Origin(_Part):
+class Filed(Part):
+    """Base of what is a file of its own."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the record's file in its experiment's folder."""
+        raise NotImplementedError
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Filed)
+
+
+class Origin(Part):
     """The instant that the record's times count from."""
 
     utc: str
     monotonic_s: float
 
 
-class Gpu(_Part):
+class Gpu(Part):
     """The GPU as NVML names it."""
 
     name: str
@@ -47,14 +61,14 @@ class Gpu(_Part):
     memory_total_MiB: float
 
 
-class Process(_Part):
+class Process(Part):
     """A process on the GPU that is not ours."""
 
     pid: int
     used_MiB: float | None
 
 
-class Environment(_Part):
+class Environment(Part):
     """Where and with what the record was made."""
 
     host: str
@@ -70,7 +84,7 @@ class Environment(_Part):
     foreign_processes: list[Process] = []
 
 
-def _check_lengths(part: BaseModel, optional: str | None = None, scalars: tuple[str, ...] = ()) -> None:
+def check_lengths(part: BaseModel, optional: str | None = None, scalars: tuple[str, ...] = ()) -> None:
     """Raise unless all columns are as long; ``optional`` may be empty instead, ``scalars`` are no columns."""
     lengths = {name: len(getattr(part, name)) for name in type(part).model_fields if name not in scalars}
     if optional and not lengths[optional]:
@@ -79,7 +93,7 @@ def _check_lengths(part: BaseModel, optional: str | None = None, scalars: tuple[
         raise ValueError(f"columns differ in length: {lengths}")
 
 
-class Windows(_Part):
+class Windows(Part):
     """Idle stretches and generations, in order: kind, denoising steps run, start and end.
 
     ``repetition`` says which measured repetition a generation belongs to, counted from 0; -1 for windows that
@@ -94,11 +108,11 @@ class Windows(_Part):
 
     @model_validator(mode="after")
     def _same_length(self) -> Windows:
-        _check_lengths(self, optional="repetition")
+        check_lengths(self, optional="repetition")
         return self
 
 
-class Spans(_Part):
+class Spans(Part):
     """Timed calls: ``window`` indexes :class:`Windows`; ``call`` counts within the stage and step.
 
     ``step`` is the denoising step, and -1 outside the loop.
@@ -113,11 +127,11 @@ class Spans(_Part):
 
     @model_validator(mode="after")
     def _same_length(self) -> Spans:
-        _check_lengths(self)
+        check_lengths(self)
         return self
 
 
-class CodeCarbonReading(_Part):
+class CodeCarbonReading(Part):
     """What CodeCarbon read from the first warm-up to the last generation, and the method behind each part."""
 
     version: str
@@ -130,7 +144,7 @@ class CodeCarbonReading(_Part):
     ram_method: str
 
 
-class Prompt(_Part):
+class Prompt(Part):
     """How the prompt reached the GPU."""
 
     id: str
@@ -139,14 +153,14 @@ class Prompt(_Part):
     tokenizer: str
 
 
-class Memory(_Part):
+class Memory(Part):
     """Peak of torch's allocator by stage, in bytes."""
 
     allocated_B: dict[str, int] = {}
     reserved_B: dict[str, int] = {}
 
 
-class Operators(_Part):
+class Operators(Part):
     """Device time (s) and kernels by stage and operator in one profiled generation of ``steps`` steps.
 
     It follows those that are measured, and is part of no window.
@@ -160,11 +174,11 @@ class Operators(_Part):
 
     @model_validator(mode="after")
     def _same_length(self) -> Operators:
-        _check_lengths(self, scalars=("steps",))
+        check_lengths(self, scalars=("steps",))
         return self
 
 
-class Record(_Part):
+class Record(Filed):
     """One measurement, whole."""
 
     schema_version: Literal[1] = 1
@@ -204,10 +218,12 @@ def record_name(configuration_id: str, protocol: str, pass_index: int) -> str:
 
 def record_paths(folder: Path) -> list[Path]:
     """The record files of one experiment's folder, sorted; temporary files are not among them."""
-    return sorted(p for p in folder.glob("*.json") if re.search(r"__(full|sampled)_r\d+\.json$", p.name))
+    return sorted(
+        p for p in folder.glob("*.json") if re.search(r"__(full|sampled|operators)_r\d+\.json$", p.name)
+    )
 
 
-def to_json(record: Record) -> str:
+def to_json(record: Filed) -> str:
     """Compact JSON, one top-level key a line, so that records stay small and diffs readable."""
     data = record.model_dump(mode="json")
     lines = (
@@ -271,6 +287,11 @@ def read_record(path: Path) -> Record:
     Raises :class:`UserError` naming the file and the reason: missing, truncated, not JSON, of another
     (future) schema version, foreign (name and content disagree), or malformed.
     """
+    return read_as(Record, path)
+
+
+def read_as(kind: type[AnyRecord], path: Path) -> AnyRecord:
+    """Read and check one record of ``kind``; see :func:`read_record`."""
     remedy = "restore it from the repository or move it away"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -293,7 +314,7 @@ def read_record(path: Path) -> Record:
             remedy="update t2v_energy, or use the version that wrote the record",
         )
     try:
-        record = Record.model_validate(data)
+        record = kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"])

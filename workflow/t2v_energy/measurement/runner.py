@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from t2v_energy.config import Campaign, Settings, describe_weights, load_model
+from t2v_energy.config import Campaign, ProtocolSettings, Settings, describe_weights, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.lock import device_lock
 from t2v_energy.measurement.progress import Progress
@@ -79,7 +79,7 @@ def measure_batch(
         if item not in pending:
             _tell_if_invalid(folder / item.record, plan, progress)
     if pending:
-        _check_disk(folder)
+        check_disk(folder)
         with ExitStack() as stack:
             session = _open_session(root, settings, plan, prompts, progress, stack)
             session.save_videos = save_videos
@@ -152,7 +152,8 @@ def _check_videos(campaign: Campaign) -> None:
     check_available()
 
 
-def _check_disk(folder: Path) -> None:
+def check_disk(folder: Path) -> None:
+    """Make ``folder``; raise where the disk has no room for records."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_B:
@@ -200,25 +201,49 @@ def _open_session(
     root: Path, settings: Settings, plan: Plan, prompts: Path, progress: Progress, stack: ExitStack
 ) -> Session:
     """Lock the device, see that it is ours alone and the right one, start the meter."""
-    stack.enter_context(_interruptible())
     texts = {prompt.id: prompt.text for prompt in load_prompts(prompts)}
+    device = open_device(plan.campaign, plan.protocols, settings.measure.allow_shared, progress.say, stack)
+    sampler = device.sampler
+    if sampler:
+        progress.watts = lambda: sampler.latest_power_W
+    return Session(root, plan, texts, progress, device.gpu, device.index, device.foreign, sampler)
+
+
+@dataclass(frozen=True)
+class OpenDevice:
+    """The device that is measured on, locked: its description, NVML's index, who else uses it, its meter.
+
+    On a CPU there is none of them.
+    """
+
     gpu: Gpu | None = None
     index: int | None = None
-    foreign: list[Process] = []
+    foreign: Sequence[Process] = ()
     sampler: Sampler | None = None
-    if plan.campaign.device == "cuda":
-        device = choose_gpu()
-        stack.callback(device.close)
-        stack.enter_context(device_lock(device.uuid, progress.say))
-        index = device.index
-        gpu, foreign = _claim(device, plan.campaign, settings.measure.allow_shared)
-        sampler = stack.enter_context(
-            Sampler(partial(NvmlDevice.open, device.uuid), plan.protocols.poll_s, plan.protocols.sample_hz)
-        )
-        progress.watts = lambda: sampler.latest_power_W
-    else:
-        stack.enter_context(device_lock("cpu", progress.say))
-    return Session(root, plan, texts, progress, gpu, index, foreign, sampler)
+
+
+def open_device(
+    campaign: Campaign,
+    protocols: ProtocolSettings,
+    allow_shared: bool,
+    say: Callable[[str], None],
+    stack: ExitStack,
+) -> OpenDevice:
+    """Lock the campaign's device until ``stack`` closes, see that it is the right one, start the meter.
+
+    Raises :class:`UserError` as :func:`measure_batch`.
+    """
+    stack.enter_context(_interruptible())
+    if campaign.device != "cuda":
+        stack.enter_context(device_lock("cpu", say))
+        return OpenDevice()
+    device = choose_gpu()
+    stack.callback(device.close)
+    stack.enter_context(device_lock(device.uuid, say))
+    gpu, foreign = _claim(device, campaign, allow_shared)
+    opener = partial(NvmlDevice.open, device.uuid)
+    sampler = stack.enter_context(Sampler(opener, protocols.poll_s, protocols.sample_hz))
+    return OpenDevice(gpu, device.index, foreign, sampler)
 
 
 def _claim(device: NvmlDevice, campaign: Campaign, allow_shared: bool) -> tuple[Gpu, list[Process]]:
@@ -269,7 +294,7 @@ class Session:
     progress: Progress
     gpu: Gpu | None
     gpu_index: int | None
-    foreign: list[Process]
+    foreign: Sequence[Process]
     sampler: Sampler | None
     save_videos: bool = False
     _frames: Any = None
@@ -456,7 +481,7 @@ class Session:
             status="out_of_memory" if error else "ok",
             error=error,
             origin=origin,
-            environment=describe(self.root, self.gpu, weights, self.foreign),
+            environment=describe(self.root, self.gpu, weights, list(self.foreign)),
             prompt=_describe_prompt(pipeline, model.tokenizer.max_length, item.configuration.prompt, text),
             attention_kernels=run.kernels,
             windows=Windows(

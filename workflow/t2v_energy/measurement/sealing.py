@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import read_record, record_paths, write_atomically
+from t2v_energy.measurement.record import record_paths, write_atomically
 
 SEAL = "SHA256SUMS"
 RESTORE = "restore the files from the repository, or move the folder away to measure again"
@@ -119,15 +119,14 @@ def _refuse(folder: Path, why: str, remedy: str, **faults: set[str]) -> None:
 
 
 def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None) -> None:
-    from t2v_energy.measurement.validity import check  # scipy: too slow for a parse
+    from t2v_energy.measurement.validity import read_and_check  # scipy: too slow for a parse
 
     broken = []
     for path in paths:
-        record = read_record(path)
-        if expected_gpu is None and record.environment.gpu is not None:
-            expected_gpu = record.environment.gpu.name
-        findings = [f for f in check(record, expected_gpu) if f.level == "invalid"]
-        broken += [f"{path.name} breaks {f.rule} ({f.detail})" for f in findings]
+        gpu_name, findings = read_and_check(path, expected_gpu)
+        expected_gpu = expected_gpu or gpu_name
+        invalid = [f for f in findings if f.level == "invalid"]
+        broken += [f"{path.name} breaks {f.rule} ({f.detail})" for f in invalid]
     if broken:
         raise UserError(
             f"invalid records cannot be sealed: {'; '.join(broken)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import Generation, generations, step_sem_percent, unspanned_percent
-from t2v_energy.measurement.record import Record, read_record, record_paths
+from t2v_energy.measurement.operator_record import OperatorRecord, is_operator_record
+from t2v_energy.measurement.record import Record, read_as, read_record, record_paths
 from t2v_energy.metering.attribution import energy_J, power_integral_J
 from t2v_energy.metering.series import Samples
+from t2v_energy.operator_suite import label
 
 MAX_UNSPANNED_PERCENT = 1.0
 MAX_CLOSURE_PERCENT = 2.0
@@ -92,12 +95,57 @@ def validate_folder(path: Path, expected_gpu: str | None = None) -> dict[str, li
     return {str(record.relative_to(path)): _check_file(record, expected_gpu) for record in records}
 
 
+def check_operators(record: OperatorRecord, expected_gpu: str | None = None) -> list[Finding]:
+    """Every rule's finding on a record of single operators, in a fixed order; see :func:`check`."""
+    windows = list(zip(record.visits.start_s, record.visits.end_s, strict=True))
+    return [
+        _gpu(record, expected_gpu),
+        _foreign_processes(record),
+        _visited(record),
+        _loops_closure(record, windows),
+        _throttled(record, windows),
+    ]
+
+
+def read_and_check(path: Path, expected_gpu: str | None) -> tuple[str | None, list[Finding]]:
+    """Name of the GPU that a record of any kind is of (None: of none), and its findings."""
+    if is_operator_record(path):
+        operators = read_as(OperatorRecord, path)
+        return _gpu_name(operators), check_operators(operators, expected_gpu)
+    record = read_record(path)
+    return _gpu_name(record), check(record, expected_gpu)
+
+
+def _gpu_name(record: Record | OperatorRecord) -> str | None:
+    return record.environment.gpu.name if record.environment.gpu else None
+
+
 def _check_file(path: Path, expected_gpu: str | None) -> list[Finding]:
     try:
-        record = read_record(path)
+        return read_and_check(path, expected_gpu)[1]
     except UserError as error:
         return [Finding("readable", "invalid", error.what)]
-    return check(record, expected_gpu)
+
+
+def _visited(record: OperatorRecord) -> Finding:
+    """Every case that runs here has its visits: all rounds, or one steady loop; each took time."""
+    wanted = 1 if record.series.mode == "power" else record.rounds
+    counts = Counter(record.visits.case)
+    expected = {i: wanted if outcome.status == "ok" else 0 for i, outcome in enumerate(record.outcomes)}
+    wrong = [label(record.series.cases[i]) for i, count in expected.items() if counts[i] != count]
+    empty = sum(ms <= 0 for ms in record.visits.device_ms)
+    ran = sum(outcome.status == "ok" for outcome in record.outcomes)
+    level: Level = "invalid" if wrong or empty or not ran else "ok"
+    detail = f"{ran} of {len(expected)} cases ran, {wanted} visits each; wrong in {len(wrong)} cases"
+    return Finding("visits", level, detail + (f": {', '.join(wrong)}" if wrong else ""))
+
+
+def _loops_closure(record: OperatorRecord, windows: list[tuple[float, float]]) -> Finding:
+    if record.series.mode == "time":  # visits of milliseconds between pauses: nothing samples their power
+        return Finding("closure", "ok", "not checked: no energy is read from a series of times")
+    if not windows:
+        return Finding("closure", "invalid", "there is no loop to check")
+    return _counted(record, windows[0][0], windows[-1][1])
 
 
 def _limited(rule: str, worse: Level, what: str, percent: float, limit: float, digits: int = 2) -> Finding:
@@ -106,7 +154,7 @@ def _limited(rule: str, worse: Level, what: str, percent: float, limit: float, d
     return Finding(rule, level, f"{what} {percent:.{digits}f} %, limit {limit:g} %")
 
 
-def _gpu(record: Record, expected: str | None) -> Finding:
+def _gpu(record: Record | OperatorRecord, expected: str | None) -> Finding:
     gpu = record.environment.gpu
     name = gpu.name if gpu else "no GPU"
     if expected is None:
@@ -116,7 +164,7 @@ def _gpu(record: Record, expected: str | None) -> Finding:
     )
 
 
-def _foreign_processes(record: Record) -> Finding:
+def _foreign_processes(record: Record | OperatorRecord) -> Finding:
     foreign = record.environment.foreign_processes
     listed = ", ".join(
         f"pid {p.pid}" + (f" ({p.used_MiB:.0f} MiB)" if p.used_MiB is not None else "") for p in foreign
@@ -138,8 +186,12 @@ def _unspanned(record: Record) -> Finding:
 
 
 def _closure(record: Record, found: list[Generation]) -> Finding:
+    return _counted(record, found[0].start_s, found[-1].end_s)
+
+
+def _counted(record: Record | OperatorRecord, start_s: float, end_s: float) -> Finding:
     """Two instruments, one energy: the counter, and the integral of instantaneous power."""
-    rule, start_s, end_s = "closure", found[0].start_s, found[-1].end_s
+    rule = "closure"
     if record.environment.gpu is None:
         return Finding(rule, "ok", "not checked: no GPU, hence no counter")
     if not record.ticks:
@@ -173,10 +225,14 @@ def _step_sem(record: Record, found: list[Generation]) -> Finding:
 
 
 def _throttling(record: Record, found: list[Generation]) -> Finding:
+    return _throttled(record, [(g.start_s, g.end_s) for g in found])
+
+
+def _throttled(record: Record | OperatorRecord, windows: list[tuple[float, float]]) -> Finding:
     rule, on_cpu = "throttling", record.environment.gpu is None
-    seen = _reasons_during(record.samples, found) if record.samples else np.empty(0, dtype=np.int64)
+    seen = _reasons_during(record.samples, windows) if record.samples else np.empty(0, dtype=np.int64)
     if not seen.size:
-        why = "no GPU" if on_cpu else "no clock reasons were read during the generations"
+        why = "no GPU" if on_cpu else "no clock reasons were read during the measurement"
         return Finding(rule, "ok" if on_cpu else "flag", f"not checked: {why}")
     refused = seen & ~ALLOWED_REASONS
     names = ", ".join(_named_bits(int(np.bitwise_or.reduce(refused))))
@@ -189,15 +245,15 @@ def _throttling(record: Record, found: list[Generation]) -> Finding:
     )
 
 
-def _reasons_during(samples: Samples, found: list[Generation]) -> NDArray[np.int64]:
-    """The bit masks that were read during a generation."""
+def _reasons_during(samples: Samples, windows: list[tuple[float, float]]) -> NDArray[np.int64]:
+    """The bit masks that were read during one of the windows (start and end, s)."""
     pairs = zip(samples.time_s, samples.throttle_reasons, strict=True)
     read = [(time_s, reasons) for time_s, reasons in pairs if reasons is not None]
     time_s = np.array([t for t, _ in read], dtype=np.float64)
     reasons = np.array([r for _, r in read], dtype=np.int64)
     during = np.zeros(len(read), dtype=bool)
-    for g in found:
-        during |= (time_s >= g.start_s) & (time_s <= g.end_s)
+    for start_s, end_s in windows:
+        during |= (time_s >= start_s) & (time_s <= end_s)
     return reasons[during]
 
 
