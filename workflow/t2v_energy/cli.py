@@ -96,6 +96,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
 
+    sub = command("predict", _predict, "what a video will cost, with a 90 % interval; needs no GPU")
+    sub.add_argument("--model", help="a file of config/models/")
+    for name, where in (("height", "pixels"), ("width", "pixels"), ("frames", ""), ("steps", "")):
+        of = f" [{where}]" if where else ""
+        sub.add_argument(f"--{name}", type=int, help=f"default: the model's own{of}")
+    sub.add_argument("--accelerator", help="an entry of config/accelerators.yaml (default: h200)")
+    sub.add_argument("--calibration", type=Path, help="made by `calibrate` (default: the shipped one)")
+    sub.add_argument("--grid", help="an entry of config/grids.yaml, for emissions (default: world)")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--points", type=Path, help="predict every row of this CSV file instead")
+    sub.add_argument("--out", type=Path, help="with --points: the CSV file to write")
+
+    sub = command("calibrate", _calibrate, "fit the cost model to measured videos of one accelerator")
+    sub.add_argument("points", type=Path, metavar="POINTS.csv")
+    sub.add_argument("--accelerator", required=True, help="an entry of config/accelerators.yaml")
+    sub.add_argument("--out", type=Path, required=True)
+
     sub = command("numbers", _numbers, "collect the numbers of the paper's text from the notebooks' parts")
     sub.add_argument("parts", type=Path, nargs="+")
     sub.add_argument("--out", type=Path, required=True)
@@ -309,6 +326,67 @@ def _aggregate(options: argparse.Namespace) -> None:
         planned = sorted(folder / item.record for item in plan.items(key))
         records[key] = verify(folder) if is_sealed(folder) else planned
     aggregate(records, options.parquet, options.csv, options.root)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from t2v_energy.prediction.calibrated import predict_points
+    from t2v_energy.prediction.points import predictions_csv, read_points
+
+    calibration = _calibration(options)
+    if options.points:
+        if options.out is None:
+            raise UserError("--points without --out", remedy="add --out PREDICTIONS.csv")
+        table = read_points(options.points, measured=False)
+        predictions = predict_points(options.root, calibration, table.points)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(predictions_csv(table, predictions), encoding="utf-8")
+        for line, note in enumerate(predictions.notes, start=2):
+            if note:
+                print(f"{options.points}, line {line}: {note}", file=sys.stderr)
+        return
+    from t2v_energy.config import load_model
+    from t2v_energy.prediction.features import Point, nearest_model
+    from t2v_energy.prediction.report import DEFAULT_GRID, as_text, report
+
+    if not options.model:
+        raise UserError("nothing to predict", remedy="give --model KEY, or --points POINTS.csv")
+    defaults = load_model(options.root, nearest_model(options.root, options.model)).defaults
+    given = (options.height, options.width, options.frames, options.steps)
+    names = ("height", "width", "num_frames", "num_inference_steps")
+    sizes = [getattr(defaults, n) if value is None else value for n, value in zip(names, given, strict=True)]
+    found = report(options.root, calibration, Point(options.model, *sizes), options.grid or DEFAULT_GRID)
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def _calibration(options: argparse.Namespace) -> Any:
+    """The calibration that ``predict`` is asked to use."""
+    from t2v_energy.prediction.calibrated import read_calibration, shipped_calibration
+
+    if options.calibration is None:
+        return shipped_calibration(options.root, options.accelerator or "h200")
+    calibration = read_calibration(options.calibration)
+    if options.accelerator not in (None, calibration.accelerator):
+        raise UserError(
+            f"the calibration is of {calibration.accelerator}, not of {options.accelerator}",
+            where=str(options.calibration),
+            remedy="leave --accelerator out, or calibrate on that accelerator",
+        )
+    return calibration
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from t2v_energy.prediction.calibrated import calibrate, to_json
+    from t2v_energy.prediction.points import read_points
+
+    table = read_points(options.points, measured=True)
+    measured = (table.latency_s, table.gpu_energy_Wh)
+    found = calibrate(options.root, table.points, *measured, options.accelerator, where=str(options.points))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(to_json(found), encoding="utf-8")
+    misfit = f"{100 * found.time.misfit:.2f} % of time and {100 * found.power.misfit:.2f} % of power"
+    print(f"{options.out}: {found.points} points; {misfit} unexplained")
+    for note in found.notes:
+        print(f"note: {note}")
 
 
 def _numbers(options: argparse.Namespace) -> None:

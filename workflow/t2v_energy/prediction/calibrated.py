@@ -1,0 +1,632 @@
+"""The calibrated cost model (predictor ``calibrated``): work by class of operator at fitted rates.
+
+Time of a video, with shares of the accelerator's published peak Θ (FLOP/s) and bandwidth B (B/s)::
+
+    t = pace · board · (A / (s_A Θ) · (1 + slope · ln(L / L₀)) · (1 − gain · [128 divides L])
+                        + D / (s_D Θ) + M / (s_M B) + V / (s_V Θ))
+        + values · host + calls · call + video
+
+A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products,
+M: bytes of element-wise kernels, V: FLOP of the VAE's decoder (shares by number type), ``board``: pace of one
+board against others of its model, where points name boards.  Mean power is the mean of the classes' own,
+weighted with their times; energy is its product with time.  The power cap is in the classes' powers, which it
+holds at the board's limit, and in their rates, which are those of the clocks that it allows.
+
+Parameters are logarithms (the slope is not), presumed normal about config/prediction.yaml, and fitted to
+relative errors: maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's
+approximation; for example Bishop, Pattern Recognition and Machine Learning, section 4.4).  What no parameter
+explains is estimated from the residuals, presumed beforehand as an inverse χ² worth a few points; hence
+Student's t.  Few points move what they inform and leave the rest as presumed, its spread in the interval.
+
+Predicting needs numpy alone: no torch, no scipy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from t2v_energy.config import Accelerator, Strict, load_accelerator, parse
+from t2v_energy.errors import UserError
+from t2v_energy.prediction.features import Features, Floats, Point, features
+from t2v_energy.prediction.presumed import Outside, PredictionFile, Presumed, load_presumed
+
+CALIBRATIONS = Path("config") / "calibrations"
+"""Shipped calibrations, one an accelerator."""
+REFERENCE_TOKENS = 32768.0
+SECONDS_PER_HOUR = 3600.0
+CONFIDENCE = 0.90
+MIN_POINTS = 4
+MIN_RANK, RANK_TOLERANCE = 3, 3e-3
+ITERATIONS, ROUNDS = 60, 4
+CLASSES = ("attention", "dense", "text", "traffic", "vae", "host", "call", "video")
+"""Parts of a video's time; the last three are not on the device."""
+ON_DEVICE = 5
+POWER_OF_CLASS = ("attention", "dense", "dense", "traffic", "vae", "wait", "wait", "wait")
+STAGE_OF_CLASS = {
+    "attention": "denoiser",
+    "dense": "denoiser",
+    "traffic": "denoiser",
+    "call": "denoiser",
+    "text": "text_encoder",
+    "vae": "vae_decode",
+    "host": "host",
+    "video": "host",
+}
+Forward = Callable[[Floats], tuple[Floats, Floats]]
+"""From parameters to predicted logarithms, shape (n,), and their derivatives, shape (n, p)."""
+Quantity = Literal["latency_s", "gpu_energy_Wh"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Parameters(Strict):
+    """Fitted parameters: names, means (logarithms; of ``attention_slope`` itself) and their covariance."""
+
+    names: list[str]
+    mean: list[Finite]
+    covariance: list[list[Finite]]
+    misfit: Annotated[float, Field(gt=0)]
+    """Relative standard deviation that no parameter explains."""
+    t90: Annotated[float, Field(gt=1)]
+    """Half-width of a 90 % interval in standard deviations."""
+
+
+class Calibration(Strict):
+    """A cost model fitted to one accelerator; ``points`` is 0 where nothing was measured on it."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["modelled"] = "modelled"
+    accelerator: str
+    points: int
+    models: list[str]
+    tokens: tuple[float, float] | None
+    """Least and largest length that attention saw in the points."""
+    boards: list[str]
+    time: Parameters
+    power: Parameters
+    outside: Outside
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Costs of n configurations; arrays of shape (n,), all ``modelled``.
+
+    Attributes:
+        latency_s, gpu_energy_Wh: whole video, with the bounds of its 90 % interval.
+        class_s: time of each of :data:`CLASSES`, shape (n, 8).
+        notes: what to know of each: rounded frames, extrapolation, an accelerator that nobody measured.
+    """
+
+    latency_s: Floats
+    latency_s_low: Floats
+    latency_s_high: Floats
+    gpu_energy_Wh: Floats
+    gpu_energy_Wh_low: Floats
+    gpu_energy_Wh_high: Floats
+    class_s: Floats
+    class_Wh: Floats
+    work: Features
+    notes: list[str]
+
+    def interval(self, quantity: Quantity) -> tuple[Floats, Floats, Floats]:
+        """Value, lower and upper bound."""
+        return tuple(getattr(self, f"{quantity}{end}") for end in ("", "_low", "_high"))
+
+
+# --- the forward model ------------------------------------------------------------------------------------
+
+TIME_NAMES = (
+    "pace",
+    "attention",
+    "attention_narrow",
+    "attention_gain",
+    "attention_slope",
+    "dense",
+    "traffic",
+    "vae_float32",
+    "vae_half",
+    "host",
+    "call",
+    "video",
+)
+POWER_NAMES = ("level", "attention", "dense", "traffic", "vae", "wait")
+BOARD = "board:"
+
+
+def _times(
+    theta: Floats, boards: Sequence[str], work: Features, shares: Floats, accelerator: Accelerator
+) -> tuple[Floats, Floats]:
+    """Seconds of each class, shape (n, 8), and derivatives of ln t by the parameters, shape (n, p)."""
+    value = dict(zip(TIME_NAMES, theta, strict=False))
+    peak = accelerator.peak_bf16_dense_TFLOPs * 1e12
+    bandwidth = accelerator.bandwidth_TB_per_s * 1e12
+    e_folds = np.log(np.maximum(work.tokens, 1) / REFERENCE_TOKENS)
+    slope = np.maximum(1 + value["attention_slope"] * e_folds, 0.1)
+    gain = min(float(np.exp(value["attention_gain"])), 0.9)
+    edge = 1 - gain * work.aligned
+    pace = np.exp(value["pace"] + (shares @ theta[len(TIME_NAMES) :] if len(boards) else 0.0))
+
+    def at(name: str, amount: Floats, limit: float) -> Floats:
+        seconds: Floats = pace * amount / (np.exp(value[name]) * limit)
+        return seconds
+
+    wide = at("attention", work.attention_flop, peak) * slope * edge
+    narrow = at("attention_narrow", work.attention_narrow_flop, peak) * slope * edge
+    dense, text = at("dense", work.dense_flop, peak), at("dense", work.text_flop, peak)
+    traffic = at("traffic", work.traffic_bytes, bandwidth)
+    float32, half = at("vae_float32", work.vae_float32_flop, peak), at("vae_half", work.vae_half_flop, peak)
+    host, call = np.exp(value["host"]) * work.output_values, np.exp(value["call"]) * work.calls
+    video = np.full(len(work), np.exp(value["video"]))
+    classes = np.column_stack([wide + narrow, dense, text, traffic, float32 + half, host, call, video])
+    total = classes.sum(axis=1)
+    device = classes[:, :ON_DEVICE].sum(axis=1)
+    attention = wide + narrow
+    by_name = {
+        "pace": device,
+        "attention": -wide,
+        "attention_narrow": -narrow,
+        "attention_gain": -attention * gain * work.aligned / edge,
+        "attention_slope": attention * e_folds / slope,
+        "dense": -(dense + text),
+        "traffic": -traffic,
+        "vae_float32": -float32,
+        "vae_half": -half,
+        "host": host,
+        "call": call,
+        "video": video,
+    }
+    columns = [by_name[name] for name in TIME_NAMES]
+    columns += [device * shares[:, index] for index in range(len(boards))]
+    return classes, np.column_stack(columns) / total[:, None]
+
+
+def _powers(theta: Floats, class_s: Floats, accelerator: Accelerator) -> tuple[Floats, Floats]:
+    """Watts of each class, shape (n, 8), and derivatives of ln(mean power), shape (n, p)."""
+    value = dict(zip(POWER_NAMES, theta, strict=True))
+    watts = accelerator.board_power_W * np.exp(
+        value["level"] + np.array([value[name] for name in POWER_OF_CLASS])
+    )
+    energy = class_s * watts
+    part = energy / energy.sum(axis=1, keepdims=True)
+    columns = [np.ones(len(class_s))]
+    for name in POWER_NAMES[1:]:
+        columns.append(part[:, [cls == name for cls in POWER_OF_CLASS]].sum(axis=1))
+    return np.broadcast_to(watts, class_s.shape), np.column_stack(columns)
+
+
+def _board_shares(points: Sequence[Point], boards: Sequence[str]) -> Floats:
+    """Share of each board in each point, shape (n, boards); a point of several passes may name several."""
+    shares = np.zeros((len(points), len(boards)))
+    for row, point in enumerate(points):
+        named = [name for name in point.board.split(";") if name]
+        for name in named:
+            if name in boards:
+                shares[row, list(boards).index(name)] += 1 / len(named)
+    return shares
+
+
+# --- fitting ----------------------------------------------------------------------------------------------
+
+
+def calibrate(
+    root: Path,
+    points: Sequence[Point],
+    latency_s: Sequence[float] | Floats,
+    gpu_energy_Wh: Sequence[float] | Floats,
+    accelerator: str,
+    *,
+    where: str = "the points",
+) -> Calibration:
+    """Fit the model to measured points of one accelerator (key of config/accelerators.yaml).
+
+    Args:
+        root: the repository's root.
+        points: configurations; those that name a ``board`` tell boards apart.
+        latency_s, gpu_energy_Wh: measured values of each, whole videos.
+        where: what the points are called in messages.
+
+    Raises:
+        UserError: fewer than four distinct configurations; points that cannot tell attention, other work and
+            what comes once apart; values that are not positive, or of other units; an unknown accelerator or
+            model, or a size that a model cannot run.
+    """
+    limits, presumed = load_accelerator(root, accelerator), load_presumed(root)
+    seconds, energy = np.asarray(latency_s, dtype=np.float64), np.asarray(gpu_energy_Wh, dtype=np.float64)
+    if not len(points) == len(seconds) == len(energy):
+        raise UserError(
+            f"{len(points)} points, {len(seconds)} latencies and {len(energy)} energies", where=where
+        )
+    distinct = len({point[:5] for point in points})
+    if distinct < MIN_POINTS:
+        raise UserError(
+            f"{distinct} distinct configurations are too few to calibrate with",
+            where=where,
+            remedy=f"measure at least {MIN_POINTS}, of several sizes or lengths and several numbers of steps",
+        )
+    work = features(root, points)
+    _check_units(points, work, seconds, energy, limits, where)
+    boards = sorted({name for point in points for name in point.board.split(";") if name})
+    shares = _board_shares(points, boards)
+    _check_rank(work, presumed, limits, where)
+    time = _fit_time(work, seconds, boards, shares, presumed, limits)
+    class_s, _ = _times(np.array(time.mean), boards, work, shares, limits)
+    power = _fit_power(class_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
+    return Calibration(
+        accelerator=accelerator,
+        points=len(points),
+        models=sorted({point.model for point in points}),
+        tokens=(float(work.tokens.min()), float(work.tokens.max())),
+        boards=boards,
+        time=time,
+        power=power,
+        outside=presumed.outside,
+        notes=_told_apart(work),
+    )
+
+
+def presumed_calibration(root: Path, accelerator: str) -> Calibration:
+    """What is presumed of an accelerator on which nothing was measured: wide intervals."""
+    load_accelerator(root, accelerator)
+    presumed = load_presumed(root)
+    from_prior = {}
+    for name, names, section, misfit in (
+        ("time", TIME_NAMES, presumed.time, presumed.misfit.time),
+        ("power", POWER_NAMES, presumed.power, presumed.misfit.power),
+    ):
+        mean, spread = _prior(names, section)
+        from_prior[name] = Parameters(
+            names=list(names),
+            mean=mean.tolist(),
+            covariance=np.diag(spread**2).tolist(),
+            misfit=misfit,
+            t90=_student90(presumed.misfit.weight),
+        )
+    return Calibration(
+        accelerator=accelerator,
+        points=0,
+        models=[],
+        tokens=None,
+        boards=[],
+        time=from_prior["time"],
+        power=from_prior["power"],
+        outside=presumed.outside,
+        notes=["nothing was measured on this accelerator: rates and powers are presumed"],
+    )
+
+
+def _prior(names: Sequence[str], section: object) -> tuple[Floats, Floats]:
+    entries: list[Presumed] = [getattr(section, name) for name in names]
+    mean = [
+        e.expected if n == "attention_slope" else np.log(e.expected)
+        for n, e in zip(names, entries, strict=True)
+    ]
+    return np.array(mean, dtype=np.float64), np.array([e.spread for e in entries])
+
+
+def _fit_time(
+    work: Features,
+    seconds: Floats,
+    boards: list[str],
+    shares: Floats,
+    presumed: PredictionFile,
+    limits: Accelerator,
+) -> Parameters:
+    mean, spread = _prior(TIME_NAMES, presumed.time)
+    mean = np.concatenate([mean, np.zeros(len(boards))])
+    spread = np.concatenate([spread, np.full(len(boards), presumed.time.board.spread)])
+
+    def forward(theta: Floats) -> tuple[Floats, Floats]:
+        classes, derivatives = _times(theta, boards, work, shares, limits)
+        return np.log(classes.sum(axis=1)), derivatives
+
+    names = [*TIME_NAMES, *(BOARD + board for board in boards)]
+    return _fitted(
+        names, forward, np.log(seconds), mean, spread, presumed.misfit.time, presumed.misfit.weight
+    )
+
+
+def _fit_power(class_s: Floats, mean_W: Floats, presumed: PredictionFile, limits: Accelerator) -> Parameters:
+    mean, spread = _prior(POWER_NAMES, presumed.power)
+    share = class_s / class_s.sum(axis=1, keepdims=True)
+
+    def forward(theta: Floats) -> tuple[Floats, Floats]:
+        watts, derivatives = _powers(theta, class_s, limits)
+        return np.log((share * watts).sum(axis=1)), derivatives
+
+    return _fitted(
+        list(POWER_NAMES),
+        forward,
+        np.log(mean_W),
+        mean,
+        spread,
+        presumed.misfit.power,
+        presumed.misfit.weight,
+    )
+
+
+def _fitted(
+    names: list[str],
+    forward: Forward,
+    measured: Floats,
+    mean: Floats,
+    spread: Floats,
+    misfit: float,
+    weight: float,
+) -> Parameters:
+    """Maximum a posteriori of the parameters, alternating with the misfit that the residuals show."""
+    sigma, theta = misfit, mean.copy()
+    dof = weight
+    precision = np.diag(spread**-2)
+    for _ in range(ROUNDS):
+        theta = _maximum(forward, measured, theta, mean, precision, sigma)
+        predicted, jacobian = forward(theta)
+        information = jacobian.T @ jacobian / sigma**2
+        covariance = np.linalg.inv(information + precision)
+        effective = float(np.trace(information @ covariance))
+        left = max(len(measured) - effective, 0.0)
+        squares = float(np.sum((measured - predicted) ** 2))
+        dof = weight + left
+        sigma = sqrt((weight * misfit**2 + squares) / dof)
+    return Parameters(
+        names=names,
+        mean=theta.tolist(),
+        covariance=((covariance + covariance.T) / 2).tolist(),
+        misfit=sigma,
+        t90=_student90(dof),
+    )
+
+
+def _maximum(
+    forward: Forward, measured: Floats, theta: Floats, mean: Floats, precision: Floats, sigma: float
+) -> Floats:
+    """Gauss-Newton with Levenberg's damping."""
+
+    def loss(at: Floats) -> float:
+        predicted, _ = forward(at)
+        return float(np.sum((measured - predicted) ** 2) / sigma**2 + (at - mean) @ precision @ (at - mean))
+
+    damping, current = 1e-3, loss(theta)
+    for _ in range(ITERATIONS):
+        predicted, jacobian = forward(theta)
+        gradient = jacobian.T @ (measured - predicted) / sigma**2 - precision @ (theta - mean)
+        curvature = jacobian.T @ jacobian / sigma**2 + precision
+        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
+        tried = loss(theta + step)
+        if isfinite(tried) and tried <= current:
+            done = current - tried < 1e-10 * max(current, 1.0)
+            theta, current, damping = theta + step, tried, damping / 5
+            if done:
+                break
+        else:
+            damping *= 5
+    return theta
+
+
+@cache
+def _student90(dof: float) -> float:
+    """Half-width of a 90 % interval of Student's t.
+
+    By Cornish and Fisher's expansion about the normal's quantile (Abramowitz and Stegun, 26.7.5): within
+    0.1 % from four degrees of freedom on.
+    """
+    x = 1.6448536269514722
+    terms = (
+        (x**3 + x) / 4,
+        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
+        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
+        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
+    )
+    return x + sum(term / dof**power for power, term in enumerate(terms, start=1))
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+MAX_POWER_SHARE, MIN_POWER_SHARE = 1.5, 0.02
+MIN_PEAK_SHARE = 2e-4
+
+
+def _check_units(
+    points: Sequence[Point], work: Features, seconds: Floats, energy: Floats, limits: Accelerator, where: str
+) -> None:
+    """Raise where a value is not positive, or where time and energy cannot be those of this board."""
+    flop = work.attention_flop + work.attention_narrow_flop + work.dense_flop
+    for index, point in enumerate(points):
+        at = f"{where}, point {index + 1} ({label(point)})"
+        for name, value in (("latency_s", seconds[index]), ("gpu_energy_Wh", energy[index])):
+            if not (isfinite(value) and value > 0):
+                raise UserError(
+                    f"{name}: {value:g} is no positive number", where=at, remedy="give the measured value"
+                )
+        share = flop[index] / seconds[index] / (limits.peak_bf16_dense_TFLOPs * 1e12)
+        if not MIN_PEAK_SHARE < share < 1:
+            guess = "minutes, or one step" if share >= 1 else "milliseconds"
+            raise UserError(
+                f"latency_s: {seconds[index]:g} s would be {100 * share:.3g} % of {limits.title}'s peak",
+                where=at,
+                remedy=f"give seconds of the whole video ({guess}?), or the right accelerator",
+            )
+        watts = energy[index] * SECONDS_PER_HOUR / seconds[index]
+        if not MIN_POWER_SHARE < watts / limits.board_power_W < MAX_POWER_SHARE:
+            guess = "joules" if watts > limits.board_power_W else "kilowatt-hours"
+            raise UserError(
+                f"gpu_energy_Wh: {energy[index]:g} Wh in {seconds[index]:g} s would be {watts:.4g} W; "
+                f"the board has {limits.board_power_W:g} W",
+                where=at,
+                remedy=f"give watt-hours of the board for the whole video ({guess}?), and latency in seconds",
+            )
+
+
+def _check_rank(work: Features, presumed: PredictionFile, limits: Accelerator, where: str) -> None:
+    """Raise where the points cannot tell attention, other work that grows with steps, and the rest apart."""
+    mean, _ = _prior(TIME_NAMES, presumed.time)
+    classes, _ = _times(mean, (), work, np.empty((len(work), 0)), limits)
+    parts = np.column_stack(
+        [classes[:, 0], classes[:, [1, 3, 6]].sum(axis=1), classes[:, [2, 4, 5, 7]].sum(axis=1)]
+    )
+    shares = parts / classes.sum(axis=1, keepdims=True)
+    singular = np.linalg.svd(shares / np.linalg.norm(shares, axis=0), compute_uv=False)
+    rank = int(np.sum(singular > RANK_TOLERANCE * singular[0]))
+    if rank < MIN_RANK:
+        raise UserError(
+            "the points are collinear: attention, other work of the steps and what comes once a video cannot "
+            f"be told apart ({rank} of {MIN_RANK} are independent)",
+            where=where,
+            remedy="add points of other sizes or lengths, and of other numbers of steps",
+        )
+
+
+def _told_apart(work: Features) -> list[str]:
+    """What the points leave to what is presumed."""
+    if len(np.unique(work.num_inference_steps)) > 1:
+        return []
+    return [
+        "all points have one number of steps: what a step and what a video costs are told apart as presumed"
+    ]
+
+
+# --- predicting -------------------------------------------------------------------------------------------
+
+
+def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]) -> Predictions:
+    """Latency and GPU energy of every point, each with a 90 % interval.
+
+    Raises:
+        UserError: an unknown model or accelerator, or a size that a model cannot run.
+    """
+    limits = load_accelerator(root, calibration.accelerator)
+    work = features(root, points)
+    boards = calibration.boards
+    shares = _board_shares(points, boards)
+    class_s, by_time = _times(np.array(calibration.time.mean), boards, work, shares, limits)
+    watts, by_power = _powers(np.array(calibration.power.mean), class_s, limits)
+    class_Wh = class_s * watts / SECONDS_PER_HOUR
+    latency_s, energy_Wh = class_s.sum(axis=1), class_Wh.sum(axis=1)
+    outside, notes = _outside(root, calibration, points, work, shares)
+    time_sd = np.sqrt(_variance(calibration.time, by_time) + outside**2)
+    power_sd = np.sqrt(_variance(calibration.power, by_power))
+    half_time = calibration.time.t90 * time_sd
+    half_energy = np.hypot(half_time, calibration.power.t90 * power_sd)
+    return Predictions(
+        latency_s=latency_s,
+        latency_s_low=latency_s * np.exp(-half_time),
+        latency_s_high=latency_s * np.exp(half_time),
+        gpu_energy_Wh=energy_Wh,
+        gpu_energy_Wh_low=energy_Wh * np.exp(-half_energy),
+        gpu_energy_Wh_high=energy_Wh * np.exp(half_energy),
+        class_s=class_s,
+        class_Wh=class_Wh,
+        work=work,
+        notes=notes,
+    )
+
+
+def _variance(fitted: Parameters, derivatives: Floats) -> Floats:
+    """Variance of the logarithm: that of the parameters, and the misfit."""
+    covariance = np.array(fitted.covariance)
+    variance: Floats = np.einsum("np,pq,nq->n", derivatives, covariance, derivatives) + fitted.misfit**2
+    return variance
+
+
+def _outside(
+    root: Path, calibration: Calibration, points: Sequence[Point], work: Features, shares: Floats
+) -> tuple[Floats, list[str]]:
+    """What is added beyond what was measured (standard deviation of the logarithm), and what is said."""
+    notes: list[list[str]] = [[] for _ in points]
+    added = np.zeros(len(points))
+    if calibration.tokens is not None:
+        low, high = calibration.tokens
+        beyond = np.log(np.maximum(np.maximum(work.tokens / high, low / work.tokens), 1))
+        added = calibration.outside.per_efold * beyond
+        known = set(calibration.models)
+        added = np.hypot(added, [0 if p.model in known else calibration.outside.other_model for p in points])
+        for index in map(int, np.flatnonzero(beyond > 0)):
+            notes[index].append(
+                f"extrapolated: {work.tokens[index]:.0f} tokens, calibrated with {low:.0f} to {high:.0f}"
+            )
+        for index, point in enumerate(points):
+            if point.model not in known:
+                notes[index].append(f"extrapolated: {point.model} is not among the calibrated models")
+    else:
+        for own in notes:
+            own += calibration.notes
+    if calibration.boards:  # of an unknown board the pace is known no better than boards differ
+        known_share = shares.sum(axis=1)
+        spread = load_presumed(root).time.board.spread
+        added = np.hypot(added, spread * (1 - np.minimum(known_share, 1)))
+    for index, point in enumerate(points):
+        run = int(work.num_frames[index])
+        if run != point.num_frames:
+            notes[index].append(f"{point.num_frames} frames are rounded to {run}, as the pipeline does")
+    return added, ["; ".join(own) for own in notes]
+
+
+def label(point: Point) -> str:
+    """How a point is called in messages."""
+    return f"{point.model} {point.height}x{point.width} {point.num_frames}f {point.num_inference_steps}s"
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def to_json(calibration: Calibration) -> str:
+    """The calibration as JSON, one key a line, seven significant digits."""
+    data = _rounded(calibration.model_dump(mode="json"))
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())  # type: ignore[attr-defined]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
+
+
+def read_calibration(path: Path) -> Calibration:
+    """A calibration that :func:`to_json` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is no calibration.
+    """
+    remedy = "make it with: t2v-energy calibrate POINTS.csv --accelerator NAME --out CALIBRATION.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("there is no such calibration", where=str(path), remedy=remedy) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not JSON: {error}", where=str(path), remedy=remedy) from None
+    if not isinstance(data, dict):
+        raise UserError("not a calibration", where=str(path), remedy=remedy)
+    calibration = parse(Calibration, data, str(path))
+    own = (TIME_NAMES, POWER_NAMES)
+    for section, names in zip((calibration.time, calibration.power), own, strict=True):
+        count = len(section.names)
+        shaped = len(section.mean) == len(section.covariance) == count
+        if tuple(section.names[: len(names)]) != names or not shaped:
+            raise UserError("its parameters are not this version's", where=str(path), remedy=remedy)
+    return calibration
+
+
+def shipped_calibration(root: Path, accelerator: str) -> Calibration:
+    """The shipped calibration of an accelerator, or what is presumed of one that has none."""
+    path = root / CALIBRATIONS / f"{accelerator}.json"
+    return read_calibration(path) if path.is_file() else presumed_calibration(root, accelerator)
+
+
+def picked_by_work(work: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Indices of ``count`` points by rising work: both ends, and evenly spaced between."""
+    order = np.argsort(work, kind="stable")
+    return np.sort(order[np.unique(np.round(np.linspace(0, len(order) - 1, count)).astype(np.intp))])

@@ -1,0 +1,275 @@
+"""The work of a configuration by class of operator, as the cost model prices it.  Needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2v_energy.config import load_model
+from t2v_energy.errors import UserError
+from t2v_energy.work import true_work
+from t2v_energy.work.denoisers import Mochi, Transformer, denoiser, padded_tokens
+from t2v_energy.work.wan import elementwise_bytes
+from t2v_energy.work.wan_vae import executed_frames
+
+if TYPE_CHECKING:
+    from t2v_energy.config import ModelFile
+
+Floats = NDArray[np.float64]
+ALIGNMENT = 128
+"""Tokens that attention works on at once: lengths that divide by it need no edge."""
+WIDE_HEAD = 128
+COLOURS = 3
+SIZES = ("height", "width", "num_frames", "num_inference_steps")
+
+
+class Point(NamedTuple):
+    """What is predicted: a model and its settings; ``board`` names one GPU, where that is known."""
+
+    model: str
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    board: str = ""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Work of n configurations; arrays of shape (n,).
+
+    Attributes:
+        attention_flop, attention_narrow_flop: QKᵀ and PV of the denoiser, heads of 128 and more, and below.
+        tokens: length that attention sees.
+        aligned: 1 where that length divides by 128, else 0.
+        dense_flop: all other matrix products of denoiser and upsampler.
+        text_flop: matrix products of the text encoders.
+        traffic_bytes: element-wise kernels and norms of the denoiser (bytes read and written).
+        vae_float32_flop, vae_half_flop: the VAE's decoder, by its number type.
+        output_values: values of the finished video.
+        calls: calls of the denoiser.
+        height, width, num_frames, num_inference_steps: as run; frames rounded as the pipeline does.
+    """
+
+    attention_flop: Floats
+    attention_narrow_flop: Floats
+    tokens: Floats
+    aligned: Floats
+    dense_flop: Floats
+    text_flop: Floats
+    traffic_bytes: Floats
+    vae_float32_flop: Floats
+    vae_half_flop: Floats
+    output_values: Floats
+    calls: Floats
+    height: Floats
+    width: Floats
+    num_frames: Floats
+    num_inference_steps: Floats
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def picked(self, which: NDArray[np.intp] | NDArray[np.bool_]) -> Features:
+        """Those configurations alone."""
+        return Features(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+
+def features(root: Path, points: Sequence[Point]) -> Features:
+    """Work of every point.
+
+    Raises:
+        UserError: an unknown model (with the nearest names), or a size that it cannot run.
+    """
+    models = {key: load_model(root, nearest_model(root, key)) for key in {point.model for point in points}}
+    counters = {key: _Counter(model) for key, model in models.items()}
+    known: dict[tuple[str, int, int, int], tuple[Floats, Floats]] = {}
+    rows = np.empty((len(points), len(_FIELDS)))
+    for index, point in enumerate(points):
+        size = point[:4]
+        if size not in known:
+            known[size] = counters[point.model].once_and_step(point)
+        once, step = known[size]
+        if point.num_inference_steps < 1:
+            raise UserError(
+                f"num_inference_steps: {point.num_inference_steps} must be at least 1",
+                where=f"model {point.model}",
+                remedy="give a whole number of denoising steps",
+            )
+        rows[index] = once + point.num_inference_steps * step
+    return Features(*rows.T.copy())
+
+
+def executed(model: ModelFile, num_frames: int) -> int:
+    """Frames that the pipeline makes when ``num_frames`` are asked for."""
+    if model.components["vae"].class_.endswith(".AutoencoderKLWan"):
+        return executed_frames(model.components["vae"].config, num_frames)
+    step, offset = model.limits.frames_multiple, model.limits.frames_offset
+    return max((num_frames - offset) // step * step + offset, max(offset, 1))
+
+
+def nearest_model(root: Path, key: str) -> str:
+    """``key``, if there is such a model file.
+
+    Raises:
+        UserError: there is none; the nearest names are suggested.
+    """
+    known = sorted(path.stem for path in (root / "config" / "models").glob("*.yaml"))
+    if key in known:
+        return key
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.3)
+    raise UserError(
+        f"unknown model {key!r}",
+        where=str(root / "config" / "models"),
+        remedy=(f"did you mean {' or '.join(map(repr, near))}? " if near else "")
+        + f"known: {', '.join(known)}",
+    )
+
+
+POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv")
+"""Architectures whose work, at a given length, is an exact polynomial of second degree in a frame's pixels:
+tokens are linear in them, attention is of second degree.  LTX-Video's stages and a U-Net's halvings round."""
+
+
+class _Counter:
+    """Counts configurations of one model, each length of :data:`POLYNOMIAL` from three sizes alone."""
+
+    def __init__(self, model: ModelFile) -> None:
+        self._model = model
+        self._polynomials: dict[int, tuple[Floats, Floats]] = {}
+
+    def once_and_step(self, point: Point) -> tuple[Floats, Floats]:
+        """What comes once a video and what each step adds, in the order of :class:`Features`."""
+        frames = _checked(self._model, point)
+        if self._model.architecture not in POLYNOMIAL:
+            return self._counted((point.height, point.width, frames))
+        if frames not in self._polynomials:
+            self._polynomials[frames] = self._fitted(frames)
+        pixels = float(point.height * point.width)
+        once, step = (np.polyval(terms, pixels) for terms in self._polynomials[frames])
+        once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
+        once[_FIELDS.index("aligned")] = round(once[_FIELDS.index("tokens")]) % ALIGNMENT == 0
+        return once, step
+
+    def _fitted(self, frames: int) -> tuple[Floats, Floats]:
+        """Coefficients of the polynomials through three sizes, highest degree first; shape (3, features)."""
+        side = self._model.limits.size_multiple
+        pixels = np.array([side * side * factor for factor in (1.0, 2.0, 3.0)])
+        counted = [self._counted((side, side * factor, frames)) for factor in (1, 2, 3)]
+        powers = np.vander(pixels / side**2, 3)
+        scale = np.array([[side**-4.0], [side**-2.0], [1.0]])
+        counts = (np.array([pair[which] for pair in counted]) for which in (0, 1))
+        once, step = (np.asarray(np.linalg.solve(powers, values) * scale) for values in counts)
+        return once, step
+
+    def _counted(self, size: tuple[int, int, int]) -> tuple[Floats, Floats]:
+        model = self._model
+        first = _row(model, size, 1)
+        in_loop = "latent_upsampler" not in model.components
+        step = _linear(first) if in_loop else _row(model, size, 2) - first
+        return first - step, step
+
+
+_SCALED = ("attention_flop", "attention_narrow_flop", "dense_flop", "traffic_bytes", "calls")
+_FIELDS = [f.name for f in fields(Features)]
+_STEPS_INDEX = _FIELDS.index("num_inference_steps")
+
+
+def _linear(first: Floats) -> Floats:
+    """What one more step adds, where all of the denoiser's work is in the loop."""
+    step = np.where([name in _SCALED for name in _FIELDS], first, 0.0)
+    step[_STEPS_INDEX] = 1
+    return step
+
+
+def _row(model: ModelFile, size: tuple[int, int, int], steps: int) -> Floats:
+    work = true_work(model, *size, steps)
+    once = work.flop["vae"] + work.flop["text_encoder"]
+    wide = _head_size(model) >= WIDE_HEAD
+    half = model.components["vae"].dtype != "float32"
+    tokens = work.tokens + _joint_tokens(model)
+    values = {
+        "attention_flop": work.attention_flop * wide,
+        "attention_narrow_flop": work.attention_flop * (not wide),
+        "tokens": tokens,
+        "aligned": tokens % ALIGNMENT == 0,
+        "dense_flop": work.total_flop - once - work.attention_flop,
+        "text_flop": work.flop["text_encoder"],
+        "traffic_bytes": work.denoiser_calls * model.batch_per_pass * _traffic_bytes(model, tokens),
+        "vae_float32_flop": work.flop["vae"] * (not half),
+        "vae_half_flop": work.flop["vae"] * half,
+        "output_values": size[0] * size[1] * size[2] * COLOURS,
+        "calls": work.denoiser_calls,
+        **dict(zip(SIZES, (*size, steps), strict=True)),
+    }
+    return np.array([float(values[name]) for name in _FIELDS])
+
+
+def _checked(model: ModelFile, point: Point) -> int:
+    """Frames as the pipeline makes them; raises where the model cannot run the size."""
+    where = f"model {model.key}"
+    for name in ("height", "width", "num_frames"):
+        value = getattr(point, name)
+        if value < 1:
+            raise UserError(
+                f"{name}: {value} must be positive", where=where, remedy=f"give a positive {name}"
+            )
+    multiple = model.limits.size_multiple
+    for name in ("height", "width"):
+        value = getattr(point, name)
+        if value % multiple:
+            nearest = max(multiple, round(value / multiple) * multiple)
+            raise UserError(
+                f"{name}: {value} is not divisible by {multiple}, which {model.key} needs",
+                where=where,
+                remedy=f"the nearest is {nearest}",
+            )
+    frames, most = executed(model, point.num_frames), model.limits.max_frames
+    if most and frames > most:
+        raise UserError(
+            f"num_frames: {point.num_frames} are more than {model.key} can make",
+            where=where,
+            remedy=f"use {most} or fewer",
+        )
+    return frames
+
+
+def _head_size(model: ModelFile) -> int:
+    config = model.components[denoiser(model).part].config
+    if model.architecture == "animatediff":  # its attention_head_dim is the number of heads
+        return int(config["block_out_channels"][0] // config["attention_head_dim"])
+    return int(config["attention_head_dim"])
+
+
+def _joint_tokens(model: ModelFile) -> int:
+    """Text tokens that self-attention sees beside the video's."""
+    part = denoiser(model)
+    if isinstance(part, Mochi):
+        return model.tokenizer.max_length
+    if not (isinstance(part, Transformer) and part.joint):
+        return 0
+    return sum(padded_tokens(model, name) for name in part.tokenizers)
+
+
+def _traffic_bytes(model: ModelFile, tokens: int) -> float:
+    """Element-wise traffic of one sample of a denoiser call (bytes).
+
+    Wan's is counted kernel by kernel (:func:`t2v_energy.work.wan.elementwise_bytes`).  Other transformers are
+    taken to move as many bytes for each value of the stream as Wan does, a rough presumption; a U-Net's
+    stream is not of one width, and none is counted.
+    """
+    config = model.components[denoiser(model).part].config
+    if model.architecture == "animatediff":
+        return 0.0
+    if model.architecture == "wan":
+        return elementwise_bytes(config, tokens)
+    width = int(config["num_attention_heads"] * config["attention_head_dim"])
+    stream = {"num_layers": config["num_layers"], "ffn_dim": 4 * width}
+    heads = {"num_attention_heads": config["num_attention_heads"]}
+    return elementwise_bytes({**stream, **heads, "attention_head_dim": config["attention_head_dim"]}, tokens)

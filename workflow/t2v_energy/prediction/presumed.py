@@ -1,0 +1,95 @@
+"""config/prediction.yaml: what the cost model presumes, and which points calibrate table 3b."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from t2v_energy.config import Positive, Strict, parse, read_yaml
+
+PREDICTION_FILE = Path("config") / "prediction.yaml"
+
+
+class Presumed(Strict):
+    """One parameter before it is measured."""
+
+    expected: float = Field(description="its middle")
+    spread: Positive = Field(description="standard deviation of its logarithm (`attention_slope`: its own)")
+
+
+class PresumedTime(Strict):
+    """Parameters of the time of one video; see :mod:`t2v_energy.prediction.calibrated`."""
+
+    pace: Presumed = Field(description="factor of all work on the device, together")
+    attention: Presumed = Field(description="share of the bf16 peak of QKᵀ and PV, heads of 128 and more")
+    attention_narrow: Presumed = Field(description="the same for heads below 128")
+    attention_gain: Presumed = Field(
+        description="share of its time that attention saves where its length divides by 128"
+    )
+    attention_slope: Presumed = Field(
+        description="relative change of attention's time for each e-fold of its length"
+    )
+    dense: Presumed = Field(description="share of the bf16 peak of all other matrix products")
+    traffic: Presumed = Field(description="share of the bandwidth of element-wise kernels and norms")
+    vae_float32: Presumed = Field(description="share of the bf16 peak of VAE decoders in float32")
+    vae_half: Presumed = Field(description="the same of decoders in bfloat16 or float16")
+    host: Presumed = Field(description="[s] for each value of the finished video, on the host")
+    call: Presumed = Field(description="[s] for each call of the denoiser, whatever its size")
+    video: Presumed = Field(description="[s] for each video")
+    board: Presumed = Field(description="pace of one board against others of its model")
+
+
+class PresumedPower(Strict):
+    """Mean power of each class of operators, as a share of the board's power."""
+
+    level: Presumed = Field(description="factor of all classes together")
+    attention: Presumed = Field(description="share of `board_power_W` while attention runs")
+    dense: Presumed = Field(description="while matrix products run")
+    traffic: Presumed = Field(description="while element-wise kernels run")
+    vae: Presumed = Field(description="while the VAE decodes")
+    wait: Presumed = Field(description="while the host works")
+
+
+class Misfit(Strict):
+    """What no parameter explains."""
+
+    time: Positive = Field(description="relative standard deviation of latency, before it is estimated")
+    power: Positive = Field(description="relative standard deviation of mean power, before it is estimated")
+    weight: Positive = Field(description="points that these two presumptions are worth")
+
+
+class Outside(Strict):
+    """What widens an interval where nothing was measured."""
+
+    per_efold: Positive = Field(
+        description="added standard deviation for each e-fold of tokens beyond the calibrated ones"
+    )
+    other_model: Positive = Field(description="added for a model that was not among the points")
+
+
+class Table3b(Strict):
+    """Which points calibrate the predictions of table 3b; all others are held out."""
+
+    points: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        description="number of points by set; by rising work, its ends and evenly spaced between"
+    )
+    random_choices: int = Field(ge=1, description="choices of as many points at random, for the median error")
+    seed: int = Field(ge=0, description="of those choices")
+
+
+class PredictionFile(Strict):
+    """config/prediction.yaml."""
+
+    time: PresumedTime = Field(description="parameters of a video's time")
+    power: PresumedPower = Field(description="mean power of each class")
+    misfit: Misfit = Field(description="what no parameter explains")
+    outside: Outside = Field(description="what widens an interval where nothing was measured")
+    table3b: Table3b = Field(description="points that calibrate the predictions of table 3b")
+
+
+def load_presumed(root: Path) -> PredictionFile:
+    """config/prediction.yaml, strictly; raises :class:`UserError` naming the file, the key and the value."""
+    path = root / PREDICTION_FILE
+    return parse(PredictionFile, read_yaml(path, "restore it from the repository"), str(path))

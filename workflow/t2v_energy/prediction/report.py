@@ -1,0 +1,85 @@
+"""What ``t2v-energy predict`` says of one configuration, as data and as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from t2v_energy.config import load_accelerator, load_model
+from t2v_energy.errors import UserError
+from t2v_energy.grids import load_grids
+from t2v_energy.prediction.calibrated import CLASSES, STAGE_OF_CLASS, Calibration, predict_points
+from t2v_energy.prediction.features import Point
+from t2v_energy.prediction.single_mu import predict
+
+DEFAULT_GRID = "world"
+
+
+def report(root: Path, calibration: Calibration, point: Point, grid: str = DEFAULT_GRID) -> dict[str, Any]:
+    """One configuration's predicted cost: seconds, watt-hours, GiB and gCO₂e, by stage and class of operator.
+
+    Raises:
+        UserError: as :func:`t2v_energy.prediction.calibrated.predict_points`; an unknown grid.
+    """
+    predictions = predict_points(root, calibration, [point])
+    grids = load_grids(root)
+    if grid not in grids:
+        raise UserError(
+            f"unknown grid {grid!r}", where="config/grids.yaml", remedy=f"known: {', '.join(grids)}"
+        )
+    accelerator = load_accelerator(root, calibration.accelerator)
+    run = {name: int(getattr(predictions.work, name)[0]) for name in Point._fields[1:5]}
+    memory = predict(load_model(root, point.model), accelerator, **run).memory_GiB
+    by_class = {"latency_s": predictions.class_s[0], "gpu_energy_Wh": predictions.class_Wh[0]}
+    classes = {
+        quantity: dict(zip(CLASSES, map(float, values), strict=True)) for quantity, values in by_class.items()
+    }
+    stages: dict[str, dict[str, float]] = {quantity: {} for quantity in classes}
+    for quantity, parts in classes.items():
+        for cls, value in parts.items():
+            stage = STAGE_OF_CLASS[cls]
+            stages[quantity][stage] = stages[quantity].get(stage, 0.0) + value
+    values = {}
+    for quantity in ("latency_s", "gpu_energy_Wh"):
+        for end in ("", "_low", "_high"):
+            values[quantity + end] = float(getattr(predictions, quantity + end)[0])
+    notes = [predictions.notes[0]] if predictions.notes[0] else []
+    if memory > accelerator.memory_GiB:
+        notes.append(f"needs about {memory:.0f} GiB; {accelerator.title} has {accelerator.memory_GiB:g} GiB")
+    return {
+        "kind": "modelled",
+        "model": point.model,
+        **run,
+        "accelerator": calibration.accelerator,
+        "calibration_points": calibration.points,
+        **values,
+        "interval_percent": 90,
+        "memory_GiB": memory,
+        "emissions_gCO2e": grids[grid].gco2e(values["gpu_energy_Wh"]),
+        "grid": grid,
+        "grid_gCO2e_per_kWh": grids[grid].gco2e_per_kWh,
+        "by_stage": stages,
+        "by_operator": classes,
+        "notes": notes,
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """:func:`report` for people."""
+    size = f"{found['height']}×{found['width']}, {found['num_frames']} frames"
+    lines = [
+        f"{found['model']}, {size}, {found['num_inference_steps']} steps, {found['accelerator']} (modelled)",
+        *(
+            f"{name:<12}{found[key]:>12.4g} {unit:<8}90 % interval {found[key + '_low']:.4g} to "
+            f"{found[key + '_high']:.4g}"
+            for name, key, unit in (("latency", "latency_s", "s"), ("GPU energy", "gpu_energy_Wh", "Wh"))
+        ),
+        f"{'memory':<12}{found['memory_GiB']:>12.4g} GiB     peak, rough",
+        f"{'emissions':<12}{found['emissions_gCO2e']:>12.4g} gCO₂e   {found['grid']}, "
+        f"{found['grid_gCO2e_per_kWh']:g} gCO₂e/kWh",
+    ]
+    for title, key in (("stage", "by_stage"), ("operators", "by_operator")):
+        lines.append(f"{title:<16}{'s':>10}{'Wh':>12}")
+        seconds, energy = found[key]["latency_s"], found[key]["gpu_energy_Wh"]
+        lines += [f"  {name:<14}{seconds[name]:>10.4g}{energy[name]:>12.4g}" for name in seconds]
+    return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
