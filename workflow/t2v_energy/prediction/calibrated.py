@@ -27,7 +27,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite, sqrt
+from math import hypot, isfinite, sqrt
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -330,9 +330,10 @@ def _fit_time(
         return np.log(classes.sum(axis=1)), derivatives
 
     names = [*TIME_NAMES, *(BOARD + board for board in boards)]
-    return _fitted(
-        names, forward, np.log(seconds), mean, spread, presumed.misfit.time, presumed.misfit.weight
-    )
+    misfit = presumed.misfit.time
+    if not boards:  # the points may be of several: how these differ is then part of what is unexplained
+        misfit = hypot(misfit, presumed.time.board.spread)
+    return _fitted(names, forward, np.log(seconds), mean, spread, misfit, presumed.misfit.weight)
 
 
 def _fit_power(class_s: Floats, mean_W: Floats, presumed: PredictionFile, limits: Accelerator) -> Parameters:

@@ -155,7 +155,7 @@ class _Counter:
         once, step = (np.polyval(terms, pixels) for terms in self._polynomials[frames])
         once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
         once[_FIELDS.index("aligned")] = round(once[_FIELDS.index("tokens")]) % ALIGNMENT == 0
-        return once, step
+        return once, step  # type: ignore[return-value]
 
     def _fitted(self, frames: int) -> tuple[Floats, Floats]:
         """Coefficients of the polynomials through three sizes, highest degree first; shape (3, features)."""
