@@ -7,10 +7,11 @@ Time of a video, with shares of the accelerator's published peak Θ (FLOP/s) and
         + values · host + calls · call + video
 
 A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products,
-M: bytes of element-wise kernels, V: FLOP of the VAE's decoder (shares by number type), ``board``: pace of one
-board against others of its model, where points name boards.  Mean power is the mean of the classes' own,
-weighted with their times; energy is its product with time.  The power cap is in the classes' powers, which it
-holds at the board's limit, and in their rates, which are those of the clocks that it allows.
+V: FLOP of the VAE's decoder (shares by number type), M: bytes of element-wise kernels, the decoder's too,
+``board``: pace of one board against others of its model, where points name boards.  Mean power is the mean
+of the classes' own, weighted with their times; energy is its product with time.  The power cap is in the
+classes' powers, which it holds at the board's limit, and in their rates, which are those of the clocks that it
+allows.
 
 Parameters are logarithms (the slope is not), presumed normal about config/prediction.yaml, and fitted to
 relative errors: maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's
@@ -164,10 +165,14 @@ def _times(
     narrow = at("attention_narrow", work.attention_narrow_flop, peak) * slope * edge
     dense, text = at("dense", work.dense_flop, peak), at("dense", work.text_flop, peak)
     traffic = at("traffic", work.traffic_bytes, bandwidth)
-    float32, half = at("vae_float32", work.vae_float32_flop, peak), at("vae_half", work.vae_half_flop, peak)
+    float32 = at("vae_float32", work.vae_float32_flop, peak)
+    half = at("vae_half", work.vae_half_flop, peak)
+    decoded = at("traffic", work.vae_traffic_bytes, bandwidth)
     host, call = np.exp(value["host"]) * work.output_values, np.exp(value["call"]) * work.calls
     video = np.full(len(work), np.exp(value["video"]))
-    classes = np.column_stack([wide + narrow, dense, text, traffic, float32 + half, host, call, video])
+    classes = np.column_stack(
+        [wide + narrow, dense, text, traffic, float32 + half + decoded, host, call, video]
+    )
     total = classes.sum(axis=1)
     device = classes[:, :ON_DEVICE].sum(axis=1)
     attention = wide + narrow
@@ -178,7 +183,7 @@ def _times(
         "attention_gain": -attention * gain * work.aligned / edge,
         "attention_slope": attention * e_folds / slope,
         "dense": -(dense + text),
-        "traffic": -traffic,
+        "traffic": -(traffic + decoded),
         "vae_float32": -float32,
         "vae_half": -half,
         "host": host,

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
 from t2v_energy.work import true_work
+from t2v_energy.work.architectures import latents, refine_calls
 from t2v_energy.work.denoisers import Mochi, Transformer, denoiser, padded_tokens
+from t2v_energy.work.traffic import decoder_bytes, denoiser_bytes, has_traffic
 from t2v_energy.work.wan import elementwise_bytes
 from t2v_energy.work.wan_vae import executed_frames
 
@@ -52,6 +54,7 @@ class Features:
         text_flop: matrix products of the text encoders.
         traffic_bytes: element-wise kernels and norms of the denoiser (bytes read and written).
         vae_float32_flop, vae_half_flop: the VAE's decoder, by its number type.
+        vae_traffic_bytes: element-wise kernels and norms of the decoder (bytes).
         output_values: values of the finished video.
         calls: calls of the denoiser.
         height, width, num_frames, num_inference_steps: as run; frames rounded as the pipeline does.
@@ -66,6 +69,7 @@ class Features:
     traffic_bytes: Floats
     vae_float32_flop: Floats
     vae_half_flop: Floats
+    vae_traffic_bytes: Floats
     output_values: Floats
     calls: Floats
     height: Floats
@@ -142,31 +146,28 @@ class _Counter:
 
     def __init__(self, model: ModelFile) -> None:
         self._model = model
-        self._polynomials: dict[int, tuple[Floats, Floats]] = {}
+        self._differences: dict[int, tuple[Floats, Floats]] = {}
 
     def once_and_step(self, point: Point) -> tuple[Floats, Floats]:
         """What comes once a video and what each step adds, in the order of :class:`Features`."""
         frames = _checked(self._model, point)
         if self._model.architecture not in POLYNOMIAL:
             return self._counted((point.height, point.width, frames))
-        if frames not in self._polynomials:
-            self._polynomials[frames] = self._fitted(frames)
-        pixels = float(point.height * point.width)
-        once, step = (np.polyval(terms, pixels) for terms in self._polynomials[frames])
+        if frames not in self._differences:
+            self._differences[frames] = self._derived(frames)
+        x = point.height * point.width / self._model.limits.size_multiple**2
+        basis = np.array([1.0, x - 1, (x - 1) * (x - 2) / 2])
+        once, step = (basis @ differences for differences in self._differences[frames])
         once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
-        once[_FIELDS.index("aligned")] = round(once[_FIELDS.index("tokens")]) % ALIGNMENT == 0
-        return once, step  # type: ignore[return-value]
-
-    def _fitted(self, frames: int) -> tuple[Floats, Floats]:
-        """Coefficients of the polynomials through three sizes, highest degree first; shape (3, features)."""
-        side = self._model.limits.size_multiple
-        pixels = np.array([side * side * factor for factor in (1.0, 2.0, 3.0)])
-        counted = [self._counted((side, side * factor, frames)) for factor in (1, 2, 3)]
-        powers = np.vander(pixels / side**2, 3)
-        scale = np.array([[side**-4.0], [side**-2.0], [1.0]])
-        counts = (np.array([pair[which] for pair in counted]) for which in (0, 1))
-        once, step = (np.asarray(np.linalg.solve(powers, values) * scale) for values in counts)
+        once[_FIELDS.index("aligned")] = once[_FIELDS.index("tokens")] % ALIGNMENT == 0
         return once, step
+
+    def _derived(self, frames: int) -> tuple[Floats, Floats]:
+        """Newton's forward differences of what comes once and of a step: one, two, three smallest sizes."""
+        side = self._model.limits.size_multiple
+        counted = [self._counted((side, side * factor, frames)) for factor in (1, 2, 3)]
+        once, step = (np.array([pair[which] for pair in counted]) for which in (0, 1))
+        return _differences(once), _differences(step)
 
     def _counted(self, size: tuple[int, int, int]) -> tuple[Floats, Floats]:
         model = self._model
@@ -176,7 +177,14 @@ class _Counter:
         return first - step, step
 
 
+def _differences(values: Floats) -> Floats:
+    """Values, first and second forward differences of three rows; shape (3, features)."""
+    first, second, third = values
+    return np.array([first, second - first, third - 2 * second + first])
+
+
 _SCALED = ("attention_flop", "attention_narrow_flop", "dense_flop", "traffic_bytes", "calls")
+"""Fields that grow with the steps, where all of the denoiser's work is in the loop."""
 _FIELDS = [f.name for f in fields(Features)]
 _STEPS_INDEX = _FIELDS.index("num_inference_steps")
 
@@ -201,9 +209,10 @@ def _row(model: ModelFile, size: tuple[int, int, int], steps: int) -> Floats:
         "aligned": tokens % ALIGNMENT == 0,
         "dense_flop": work.total_flop - once - work.attention_flop,
         "text_flop": work.flop["text_encoder"],
-        "traffic_bytes": work.denoiser_calls * model.batch_per_pass * _traffic_bytes(model, tokens),
+        "traffic_bytes": _traffic_bytes(model, size, tokens, work.denoiser_calls),
         "vae_float32_flop": work.flop["vae"] * (not half),
         "vae_half_flop": work.flop["vae"] * half,
+        "vae_traffic_bytes": _decoder_bytes(model, size),
         "output_values": size[0] * size[1] * size[2] * COLOURS,
         "calls": work.denoiser_calls,
         **dict(zip(SIZES, (*size, steps), strict=True)),
@@ -257,19 +266,28 @@ def _joint_tokens(model: ModelFile) -> int:
     return sum(padded_tokens(model, name) for name in part.tokenizers)
 
 
-def _traffic_bytes(model: ModelFile, tokens: int) -> float:
-    """Element-wise traffic of one sample of a denoiser call (bytes).
+def _traffic_bytes(model: ModelFile, size: tuple[int, int, int], tokens: int, calls: int) -> float:
+    """Element-wise traffic of all denoiser calls of the loop and, in LTX-Video, of its refinement (bytes).
 
-    Wan's is counted kernel by kernel (:func:`t2v_energy.work.wan.elementwise_bytes`).  Other transformers are
-    taken to move as many bytes for each value of the stream as Wan does, a rough presumption; a U-Net's
-    stream is not of one width, and none is counted.
+    From traces of the model's own modules (:mod:`t2v_energy.work.traffic`).  A model without them is taken to
+    move as many bytes for each value of its stream as Wan's does, a rough presumption; a U-Net has none.
     """
+    if has_traffic(model.key):
+        first, last = latents(model, *size)
+        refined = refine_calls(model) if "latent_upsampler" in model.components else 0
+        loop = calls * denoiser_bytes(model.key, first)
+        return loop + (refined * denoiser_bytes(model.key, last) if refined else 0.0)
     config = model.components[denoiser(model).part].config
     if model.architecture == "animatediff":
         return 0.0
-    if model.architecture == "wan":
-        return elementwise_bytes(config, tokens)
-    width = int(config["num_attention_heads"] * config["attention_head_dim"])
-    stream = {"num_layers": config["num_layers"], "ffn_dim": 4 * width}
-    heads = {"num_attention_heads": config["num_attention_heads"]}
-    return elementwise_bytes({**stream, **heads, "attention_head_dim": config["attention_head_dim"]}, tokens)
+    names = ("num_layers", "num_attention_heads", "attention_head_dim")
+    stream = {name: config[name] for name in names}
+    stream["ffn_dim"] = config.get(
+        "ffn_dim", 4 * stream["num_attention_heads"] * stream["attention_head_dim"]
+    )
+    return calls * model.batch_per_pass * elementwise_bytes(stream, tokens)
+
+
+def _decoder_bytes(model: ModelFile, size: tuple[int, int, int]) -> float:
+    """Element-wise traffic of decoding (bytes); 0 for a model without traces."""
+    return decoder_bytes(model.key, latents(model, *size)[1]) if has_traffic(model.key) else 0.0
