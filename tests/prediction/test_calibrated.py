@@ -54,7 +54,7 @@ def machine(
     for name, by in moved.items():
         theta[TIME_NAMES.index(name)] += by
     limits, work = load_accelerator(ROOT, "h200"), features(ROOT, points)
-    class_s, _ = _times(theta, (), work, np.empty((len(points), 0)), limits)
+    class_s, _ = _times(theta, np.empty((len(points), 0)), work, limits)
     watts, _ = _powers(np.array(presumed.power.mean), class_s, limits)
     wobble = np.exp(noise * np.random.default_rng(3).standard_normal(len(points)))
     return class_s.sum(axis=1) * wobble, (class_s * watts).sum(axis=1) / 3600 * wobble
@@ -135,12 +135,12 @@ class TestFit:
         shares = np.random.default_rng(0).random((len(work), 2))
         theta = np.concatenate([presumed_calibration(ROOT, "h200").time.mean, [0.01, -0.02]])
         theta[TIME_NAMES.index("attention_slope")] = 0.02
-        _, found = _times(theta, ("a", "b"), work, shares, limits)
+        _, found = _times(theta, shares, work, limits)
         for index in range(len(theta)):
             up, down = theta.copy(), theta.copy()
             up[index] += 1e-5
             down[index] -= 1e-5
-            ends = [np.log(_times(x, ("a", "b"), work, shares, limits)[0].sum(axis=1)) for x in (up, down)]
+            ends = [np.log(_times(x, shares, work, limits)[0].sum(axis=1)) for x in (up, down)]
             assert found[:, index] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-5)
 
     @pytest.mark.parametrize("dof", [4, 6, 12, 100])

@@ -2,16 +2,15 @@
 
 Time of a video, with shares of the accelerator's published peak Θ (FLOP/s) and bandwidth B (B/s)::
 
-    t = pace · board · (A / (s_A Θ) · (1 + slope · ln(L / L₀)) · (1 − gain · [128 divides L])
-                        + D / (s_D Θ) + M / (s_M B) + V / (s_V Θ))
+    t = pace · own · (A / (s_A Θ) · (1 + slope · ln(L / L₀)) · (1 − gain · [128 divides L])
+                      + D / (s_D Θ) + M / (s_M B) + V / (s_V Θ))
         + values · host + calls · call + video
 
 A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products,
 V: FLOP of the VAE's decoder (shares by number type), M: bytes of element-wise kernels, the decoder's too,
-``board``: pace of one board against others of its model, where points name boards.  Mean power is the mean
-of the classes' own, weighted with their times; energy is its product with time.  The power cap is in the
-classes' powers, which it holds at the board's limit, and in their rates, which are those of the clocks that it
-allows.
+``own``: paces of single boards and models against the others, where points name several.  Mean power is the
+mean of the classes' own, weighted with their times; energy is its product with time.  The power cap is in the
+classes' powers, which it holds at the board's limit, and in their rates, those of the clocks that it allows.
 
 Parameters are logarithms (the slope is not), presumed normal about config/prediction.yaml, and fitted to
 relative errors: maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's
@@ -141,13 +140,14 @@ TIME_NAMES = (
     "video",
 )
 POWER_NAMES = ("level", "attention", "dense", "traffic", "vae", "wait")
-BOARD = "board:"
+BOARD, MODEL = "board:", "model:"
 
 
-def _times(
-    theta: Floats, boards: Sequence[str], work: Features, shares: Floats, accelerator: Accelerator
-) -> tuple[Floats, Floats]:
-    """Seconds of each class, shape (n, 8), and derivatives of ln t by the parameters, shape (n, p)."""
+def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelerator) -> tuple[Floats, Floats]:
+    """Seconds of each class, shape (n, 8), and derivatives of ln t by the parameters, shape (n, p).
+
+    ``effects``, shape (n, m), says which of the last m parameters, paces of boards and models, each point has.
+    """
     value = dict(zip(TIME_NAMES, theta, strict=False))
     peak = accelerator.peak_bf16_dense_TFLOPs * 1e12
     bandwidth = accelerator.bandwidth_TB_per_s * 1e12
@@ -155,7 +155,7 @@ def _times(
     slope = np.maximum(1 + value["attention_slope"] * e_folds, 0.1)
     gain = min(float(np.exp(value["attention_gain"])), 0.9)
     edge = 1 - gain * work.aligned
-    pace = np.exp(value["pace"] + (shares @ theta[len(TIME_NAMES) :] if len(boards) else 0.0))
+    pace = np.exp(value["pace"] + effects @ theta[len(TIME_NAMES) :])
 
     def at(name: str, amount: Floats, limit: float) -> Floats:
         seconds: Floats = pace * amount / (np.exp(value[name]) * limit)
@@ -191,8 +191,8 @@ def _times(
         "video": video,
     }
     columns = [by_name[name] for name in TIME_NAMES]
-    columns += [device * shares[:, index] for index in range(len(boards))]
-    return classes, np.column_stack(columns) / total[:, None]
+    derivatives = np.hstack([np.column_stack(columns), device[:, None] * effects])
+    return classes, derivatives / total[:, None]
 
 
 def _powers(theta: Floats, class_s: Floats, accelerator: Accelerator) -> tuple[Floats, Floats]:
@@ -209,15 +209,25 @@ def _powers(theta: Floats, class_s: Floats, accelerator: Accelerator) -> tuple[F
     return np.broadcast_to(watts, class_s.shape), np.column_stack(columns)
 
 
-def _board_shares(points: Sequence[Point], boards: Sequence[str]) -> Floats:
-    """Share of each board in each point, shape (n, boards); a point of several passes may name several."""
-    shares = np.zeros((len(points), len(boards)))
+def _effects(points: Sequence[Point], names: Sequence[str]) -> Floats:
+    """Part that each named board and model has in each point, shape (n, names).
+
+    A point of several passes may name several boards, joined by ``;``.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    effects = np.zeros((len(points), len(names)))
     for row, point in enumerate(points):
-        named = [name for name in point.board.split(";") if name]
-        for name in named:
-            if name in boards:
-                shares[row, list(boards).index(name)] += 1 / len(named)
-    return shares
+        boards = _boards(point)
+        for board in boards:
+            if BOARD + board in place:
+                effects[row, place[BOARD + board]] += 1 / len(boards)
+        if MODEL + point.model in place:
+            effects[row, place[MODEL + point.model]] = 1
+    return effects
+
+
+def _boards(point: Point) -> list[str]:
+    return [name for name in point.board.split(";") if name]
 
 
 # --- fitting ----------------------------------------------------------------------------------------------
@@ -260,16 +270,19 @@ def calibrate(
         )
     work = features(root, points)
     _check_units(points, work, seconds, energy, limits, where)
-    boards = sorted({name for point in points for name in point.board.split(";") if name})
-    shares = _board_shares(points, boards)
+    boards = sorted({name for point in points for name in _boards(point)})
+    models = sorted({point.model for point in points})
+    # One model's own pace cannot be told from the accelerator's.
+    names = [BOARD + board for board in boards] + [MODEL + model for model in models if len(models) > 1]
+    effects = _effects(points, names)
     _check_rank(work, presumed, limits, where)
-    time = _fit_time(work, seconds, boards, shares, presumed, limits)
-    class_s, _ = _times(np.array(time.mean), boards, work, shares, limits)
+    time = _fit_time(work, seconds, names, effects, presumed, limits)
+    class_s, _ = _times(np.array(time.mean), effects, work, limits)
     power = _fit_power(class_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
     return Calibration(
         accelerator=accelerator,
         points=len(points),
-        models=sorted({point.model for point in points}),
+        models=models,
         tokens=(float(work.tokens.min()), float(work.tokens.max())),
         boards=boards,
         time=time,
@@ -321,22 +334,25 @@ def _prior(names: Sequence[str], section: object) -> tuple[Floats, Floats]:
 def _fit_time(
     work: Features,
     seconds: Floats,
-    boards: list[str],
-    shares: Floats,
+    effect_names: list[str],
+    effects: Floats,
     presumed: PredictionFile,
     limits: Accelerator,
 ) -> Parameters:
     mean, spread = _prior(TIME_NAMES, presumed.time)
-    mean = np.concatenate([mean, np.zeros(len(boards))])
-    spread = np.concatenate([spread, np.full(len(boards), presumed.time.board.spread)])
+    between = {BOARD: presumed.time.board.spread, MODEL: presumed.outside.other_model}
+    spreads = [between[name[: name.index(":") + 1]] for name in effect_names]
+    mean, spread = np.concatenate([mean, np.zeros(len(spreads))]), np.concatenate([spread, spreads])
 
     def forward(theta: Floats) -> tuple[Floats, Floats]:
-        classes, derivatives = _times(theta, boards, work, shares, limits)
+        classes, derivatives = _times(theta, effects, work, limits)
         return np.log(classes.sum(axis=1)), derivatives
 
-    names = [*TIME_NAMES, *(BOARD + board for board in boards)]
+    names = [*TIME_NAMES, *effect_names]
     misfit = presumed.misfit.time
-    if not boards:  # the points may be of several: how these differ is then part of what is unexplained
+    if not any(
+        name.startswith(BOARD) for name in effect_names
+    ):  # the points may be of several: how these differ is then part of what is unexplained
         misfit = hypot(misfit, presumed.time.board.spread)
     return _fitted(names, forward, np.log(seconds), mean, spread, misfit, presumed.misfit.weight)
 
@@ -475,7 +491,7 @@ def _check_units(
 def _check_rank(work: Features, presumed: PredictionFile, limits: Accelerator, where: str) -> None:
     """Raise where the points cannot tell attention, other work that grows with steps, and the rest apart."""
     mean, _ = _prior(TIME_NAMES, presumed.time)
-    classes, _ = _times(mean, (), work, np.empty((len(work), 0)), limits)
+    classes, _ = _times(mean, np.empty((len(work), 0)), work, limits)
     parts = np.column_stack(
         [classes[:, 0], classes[:, [1, 3, 6]].sum(axis=1), classes[:, [2, 4, 5, 7]].sum(axis=1)]
     )
@@ -511,13 +527,12 @@ def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]
     """
     limits = load_accelerator(root, calibration.accelerator)
     work = features(root, points)
-    boards = calibration.boards
-    shares = _board_shares(points, boards)
-    class_s, by_time = _times(np.array(calibration.time.mean), boards, work, shares, limits)
+    effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
+    class_s, by_time = _times(np.array(calibration.time.mean), effects, work, limits)
     watts, by_power = _powers(np.array(calibration.power.mean), class_s, limits)
     class_Wh = class_s * watts / SECONDS_PER_HOUR
     latency_s, energy_Wh = class_s.sum(axis=1), class_Wh.sum(axis=1)
-    outside, notes = _outside(root, calibration, points, work, shares)
+    outside, notes = _outside(root, calibration, points, work)
     time_sd = np.sqrt(_variance(calibration.time, by_time) + outside**2)
     power_sd = np.sqrt(_variance(calibration.power, by_power))
     half_time = calibration.time.t90 * time_sd
@@ -544,7 +559,7 @@ def _variance(fitted: Parameters, derivatives: Floats) -> Floats:
 
 
 def _outside(
-    root: Path, calibration: Calibration, points: Sequence[Point], work: Features, shares: Floats
+    root: Path, calibration: Calibration, points: Sequence[Point], work: Features
 ) -> tuple[Floats, list[str]]:
     """What is added beyond what was measured (standard deviation of the logarithm), and what is said."""
     notes: list[list[str]] = [[] for _ in points]
@@ -566,7 +581,9 @@ def _outside(
         for own in notes:
             own += calibration.notes
     if calibration.boards:  # of an unknown board the pace is known no better than boards differ
-        known_share = shares.sum(axis=1)
+        known_share = np.array(
+            [sum(b in calibration.boards for b in _boards(p)) / max(len(_boards(p)), 1) for p in points]
+        )
         spread = load_presumed(root).time.board.spread
         added = np.hypot(added, spread * (1 - np.minimum(known_share, 1)))
     for index, point in enumerate(points):
