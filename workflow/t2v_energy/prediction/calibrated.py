@@ -146,7 +146,7 @@ BOARD, MODEL = "board:", "model:"
 def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelerator) -> tuple[Floats, Floats]:
     """Seconds of each class, shape (n, 8), and derivatives of ln t by the parameters, shape (n, p).
 
-    ``effects``, shape (n, m), says which of the last m parameters, paces of boards and models, each point has.
+    ``effects``, shape (n, m), says which of the last m parameters (paces of boards, models) each point has.
     """
     value = dict(zip(TIME_NAMES, theta, strict=False))
     peak = accelerator.peak_bf16_dense_TFLOPs * 1e12
