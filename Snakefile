@@ -29,6 +29,7 @@ pathvars:
     aggregated=f"results/aggregated/{STUDY.campaign}",
     tables=f"results/tables/{STUDY.campaign}",
     numbers=f"results/numbers/{STUDY.campaign}",
+    calibrations=f"results/calibrations/{STUDY.campaign}",
 
 
 include: "workflow/rules/prompts.smk"

@@ -222,6 +222,41 @@ if STUDY.compares_models:
             "-p figures {params.figures} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
 
 
+if STUDY.predicts:
+
+    rule prediction:
+        input:
+            notebook="workflow/notebooks/prediction.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            models=STUDY.model_files,
+            presumed="config/prediction.yaml",
+            study="config/study.yaml",
+            code=STUDY.sources("analysis", "prediction", "work"),
+        output:
+            figures=multiext("<figures>/fig6", *FORMATS),
+            tables=multiext(
+                "<tables>/table3b", ".csv", ".tex", "_points.csv", "_random.csv"
+            ),
+            calibration="<calibrations>.json",
+            numbers="<numbers>/prediction.json",
+        log:
+            notebook="logs/notebooks/<campaign>/prediction.ipynb",
+            console="logs/notebooks/<campaign>/prediction.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figure=lambda wildcards, output: output.figures[0].removesuffix(".pdf"),
+            table=lambda wildcards, output: output.tables[0].removesuffix(".csv"),
+        message:
+            "Stage 4: the calibrated cost model, table 3b and figure 6 of campaign {STUDY.campaign}"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p table {params.table} -p figure {params.figure} "
+            "-p calibration {output.calibration} -p numbers {output.numbers} "
+            "{input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
 # The study's own theory: about its model and the accelerators of config/, whatever the campaign measured.
 rule theory:
     input:

@@ -18,6 +18,7 @@ from t2v_energy.config import KEY_PATTERN, Accelerator, Campaign, Experiment, Mo
 from t2v_energy.errors import UserError
 from t2v_energy.grids import Grid
 from t2v_energy.operator_suite import Suite
+from t2v_energy.prediction.presumed import PredictionFile
 from t2v_energy.prompts import SLOTS, Vocabulary
 from t2v_energy.study import Study
 
@@ -52,6 +53,11 @@ SECTIONS = (
         "config/operators.yaml",
         "Experiment `operators`: single operators, for the rates and powers of the cost model.",
         Suite,
+    ),
+    Section(
+        "config/prediction.yaml",
+        "What the cost model presumes before anything is measured, and which points calibrate table 3b.",
+        PredictionFile,
     ),
     Section(
         "config/grids.yaml",

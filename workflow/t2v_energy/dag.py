@@ -103,11 +103,17 @@ class Dag:
         return self.has(CROSS_MODEL)
 
     @property
+    def predicts(self) -> bool:
+        """Whether the campaign has what notebook ``prediction`` is about: the sweeps, with GPU energy."""
+        return self.on_gpu and all(map(self.has, SWEEP_FIGURES))
+
+    @property
     def analyses(self) -> list[str]:
         """Rules of stage 4 that the campaign has data for, each named as its notebook."""
         sweeps = ["sweeps", "scaling", "breakdown"] if self.sweep_figures else []
         compared = ["comparison"] if self.compares else []
-        return [*sweeps, *compared, *(["models"] if self.compares_models else []), "theory"]
+        models = ["models"] if self.compares_models else []
+        return [*sweeps, *compared, *models, *(["prediction"] if self.predicts else []), "theory"]
 
     @property
     def compared_files(self) -> list[str]:

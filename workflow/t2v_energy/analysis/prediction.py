@@ -1,7 +1,7 @@
 """Table 3b: how well the calibrated cost model predicts points that it has not seen.
 
 Eight points of the three sweeps calibrate (config/prediction.yaml, ``table3b``), all others are predicted; a
-configuration that calibrates is counted in no set.  ``models`` leaves one of the study's models out at a time.
+configuration that calibrates is counted in no set.  ``models`` leaves one of the study's models out, in turn.
 The study's formula and one efficiency stand beside it.
 """
 
@@ -239,7 +239,7 @@ def _printed_flop(rows: pd.DataFrame) -> NDArray[np.float64]:
 def table3b(points: pd.DataFrame) -> pd.DataFrame:
     """Table 3b, columns :data:`TABLE3B_COLUMNS`, of held-out predictions (:func:`predicted`).
 
-    ``coverage_90``: share of the measured values within the 90 % interval; empty for predictors that give none.
+    ``coverage_90``: share of measured values within the 90 % interval; empty for predictors that give none.
     """
     rows = []
     for (name, predictor, quantity), own in points.groupby(

@@ -112,7 +112,7 @@ def _other_models(points: pd.DataFrame, source: str) -> Numbers:
 
 
 def _rates(calibration: Calibration, limits: Accelerator, source: str) -> Numbers:
-    """Rates of attention and of the other matrix products with their 90 % intervals, and the paces' spread."""
+    """Rates of attention and other products, attention's gain with its interval, spread of boards."""
     where = Source(source.replace("tables", "calibrations"), "time", "mean")
     mean = dict(zip(calibration.time.names, calibration.time.mean, strict=True))
     sd = dict(
