@@ -225,7 +225,9 @@ def profile_excess(windows: Windows, spans: Spans, profile: Operators) -> tuple[
     for stage, seconds in one_step_stage_s(windows, spans).items():
         if seconds >= MIN_PROFILED_S:
             times = profile.steps if stage in LOOP_STAGES else 1
-            kernels_s = sum(s for s, name in zip(profile.device_s, profile.stage, strict=True) if name == stage)
+            kernels_s = sum(
+                s for s, name in zip(profile.device_s, profile.stage, strict=True) if name == stage
+            )
             worst = max(worst, (stage, 100 * (kernels_s / (seconds * times) - 1)), key=lambda found: found[1])
     return worst
 
