@@ -184,6 +184,18 @@ def test_a_campaign_gets_what_its_experiments_have_data_for(
     assert found.analyses == analyses
 
 
+def test_a_campaign_of_all_sweeps_on_a_gpu_predicts(root: Path) -> None:
+    sweeps = dict.fromkeys(SWEEP_FIGURES, {"vary": [{"height": h, "width": w} for h, w in SIZES]})
+    (root / "config/experiments/frames.yaml").write_text(
+        (tiny.ROOT / "config/experiments/frames.yaml").read_text()
+    )
+    for device, accelerator in (("cuda", "h200"), ("cpu", "cpu")):
+        campaign = {"key": device, "title": "x", "accelerator": accelerator, "device": device}
+        tiny.write_yaml(root, f"campaigns/{device}", campaign | {"experiments": sweeps})
+        assert dag(root, device).predicts is (device == "cuda")
+        assert ("prediction" in dag(root, device).analyses) is (device == "cuda")
+
+
 def test_the_figures_of_the_dag_are_those_that_are_drawn() -> None:
     """The Snakefile imports no pandas, so it has a list of its own."""
     assert dict(sweep_figure.FIGURES) == SWEEP_FIGURES

@@ -25,6 +25,7 @@ from t2v_energy.analysis import (
     models,
     models_checks,
     operators,
+    prediction,
     scaling,
     settling,
     stages,
@@ -42,6 +43,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLES = {
     "table1": theory.TABLE1_COLUMNS,
     "table3": tables.TABLE3_COLUMNS,
+    "table3b": prediction.TABLE3B_COLUMNS,
+    "table3b_points": prediction.POINT_COLUMNS,
+    "table3b_random": prediction.RANDOM_COLUMNS,
     "table5": theory.TABLE5_COLUMNS,
     "table6": theory.TABLE6_COLUMNS,
     "table7": theory_thresholds.TABLE7_COLUMNS,

@@ -43,6 +43,17 @@ TABLE3B_COLUMNS = (
     "n",
     "held_out",
 )
+POINT_COLUMNS = (
+    "set",
+    "model",
+    *SIZES,
+    "quantity",
+    "measured",
+    "predictor",
+    "predicted",
+    "low",
+    "high",
+)
 RANDOM_COLUMNS = ("set", "quantity", "choices", "mape_percent_median", "mape_percent_p95", "coverage_90")
 
 
@@ -168,8 +179,7 @@ def held_out(measured: Measured, calibrating: NDArray[np.intp]) -> NDArray[np.in
 def predicted(measured: Measured, calibrating: NDArray[np.intp], wanted: NDArray[np.intp]) -> pd.DataFrame:
     """Predictions of the rows ``wanted`` by every predictor, one row a point, predictor and quantity.
 
-    Columns: ``set``, the configuration, ``predictor``, ``quantity``, ``measured``, ``predicted``, and for
-    ``calibrated`` the ends ``low`` and ``high`` of its 90 % interval.
+    Columns :data:`POINT_COLUMNS`; only ``calibrated`` has the ends ``low`` and ``high`` of a 90 % interval.
     """
     calibration = measured.fitted(calibrating)
     points = measured.points
@@ -187,7 +197,7 @@ def predicted(measured: Measured, calibrating: NDArray[np.intp], wanted: NDArray
             parts.append(base.assign(predictor=key, predicted=getattr(predictor, quantity)(flop)))
         value, low, high = found.interval(quantity)  # type: ignore[arg-type]
         parts.append(base.assign(predictor="calibrated", predicted=value, low=low, high=high))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True)[list(POINT_COLUMNS)]
 
 
 def leave_one_model_out(measured: Measured, rule: Table3b) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from t2v_energy.analysis.tables import QUANTITIES
 
 COLOURS = {"resolution": "#0072B2", "frames": "#E69F00", "steps": "#009E73", "models": "#AA4466"}
 MARKERS = {"resolution": "o", "frames": "s", "steps": "^", "models": "D"}
+LINEAR_PERCENT = 5
+"""Errors beyond it are on a logarithmic part of their axis."""
 LABELS = {"latency_s": ("latency", "s"), "gpu_energy_Wh": ("GPU energy", "Wh")}
 
 
@@ -65,7 +67,7 @@ def _predicted(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
 
 
 def _errors(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
-    """Errors in per cent; those beyond ±5 % (other models) share a linear–logarithmic axis with the rest."""
+    """Errors in per cent; large ones (of other models) are on the logarithmic part of their axis."""
     name, unit = LABELS[quantity]
     axes.axhline(0, color=style.PRINTED_COLOUR, linewidth=0.6)
     for key, own in rows.groupby("set", sort=False):
@@ -82,7 +84,7 @@ def _errors(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
             elinewidth=0.6,
         )
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=5)
+    axes.set_yscale("symlog", linthresh=LINEAR_PERCENT)
     ticks = [-50, -20, -5, -2, 0, 2, 5, 20, 50]
     axes.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
     axes.set_xlabel(f"Measured {name} ({unit})")

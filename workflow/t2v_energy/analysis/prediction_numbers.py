@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from t2v_energy.analysis.number_parts import Numbers, stem
 from t2v_energy.analysis.numbers import Number, Source, decimals
 from t2v_energy.analysis.prediction import MODELS, ape_percent
+from t2v_energy.analysis.prediction_figure import LINEAR_PERCENT
 from t2v_energy.analysis.tables import QUANTITIES
 from t2v_energy.config import Accelerator
 from t2v_energy.prediction.calibrated import TIME_NAMES, Calibration
@@ -38,6 +39,9 @@ def prediction_numbers(
         **_rates(calibration, limits, source),
         "prediction.calibrating": Number(
             sum(rule.points.values()), "", "constant", Source(str(PREDICTION_FILE), "table3b", "points")
+        ),
+        "prediction.figure_linear": Number(
+            LINEAR_PERCENT, "", "constant", Source("figures/fig6.pdf", "axis of the errors", "linear part, %")
         ),
         "prediction.random_choices": Number(
             rule.random_choices, "", "constant", Source(str(PREDICTION_FILE), "table3b", "random_choices")
