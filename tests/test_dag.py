@@ -185,7 +185,7 @@ def test_a_campaign_gets_what_its_experiments_have_data_for(
 
 
 def test_a_campaign_of_all_sweeps_on_a_gpu_predicts(root: Path) -> None:
-    sweeps = dict.fromkeys(SWEEP_FIGURES, {"vary": [{"height": h, "width": w} for h, w in SIZES]})
+    sweeps = {key: {"vary": [{"height": h, "width": w} for h, w in SIZES]} for key in SWEEP_FIGURES}
     (root / "config/experiments/frames.yaml").write_text(
         (tiny.ROOT / "config/experiments/frames.yaml").read_text()
     )
