@@ -31,7 +31,17 @@ def test_a_tiny_model_at_sizes_that_gave_no_coefficients(size: tuple[int, int, i
     call, decoding = tracing().denoiser_traffic(model, size), tracing().decoder_traffic(model, size)
     assert traffic.denoiser_bytes("tiny-wan", first) == pytest.approx(call.bytes, rel=1e-3)
     assert traffic.denoiser_kernels("tiny-wan") == pytest.approx(call.kernels, rel=0.01)
-    assert traffic.decoder_bytes("tiny-wan", last) == pytest.approx(decoding.bytes, rel=5e-3)
+    # Padding adds a border, whose part is larger the smaller the frame: no term of the coefficients is of it.
+    assert traffic.decoder_bytes("tiny-wan", last) == pytest.approx(decoding.bytes, rel=0.015)
+
+
+def test_the_decoder_of_wan_at_a_usual_size() -> None:
+    model = load_model(ROOT, "wan2.1-t2v-1.3b")
+    size = (480, 832, 17)
+    decoding = tracing().decoder_traffic(model, size)
+    assert traffic.decoder_bytes(model.key, latents(model, *size)[1]) == pytest.approx(
+        decoding.bytes, rel=2e-3
+    )
 
 
 def test_wans_agrees_with_the_kernels_that_were_counted_by_hand() -> None:
