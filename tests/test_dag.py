@@ -196,6 +196,16 @@ def test_a_campaign_of_all_sweeps_on_a_gpu_predicts(root: Path) -> None:
         assert ("prediction" in dag(root, device).analyses) is (device == "cuda")
 
 
+def test_records_of_single_operators_count_once_they_are_sealed(root: Path) -> None:
+    folder = root / "results" / "raw" / "big" / "operators"
+    folder.mkdir(parents=True)
+    (folder / "a__operators_r1.json").write_text("{}")
+    assert dag(root).operator_records == []
+    (folder / "SHA256SUMS").write_text("0" * 64 + "  a__operators_r1.json\n")
+    names = ("a__operators_r1.json", "SHA256SUMS")
+    assert dag(root).operator_records == [f"results/raw/big/operators/{name}" for name in names]
+
+
 def test_the_figures_of_the_dag_are_those_that_are_drawn() -> None:
     """The Snakefile imports no pandas, so it has a list of its own."""
     assert dict(sweep_figure.FIGURES) == SWEEP_FIGURES

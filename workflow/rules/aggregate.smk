@@ -28,6 +28,31 @@ rule aggregate:
         "t2v-energy aggregate --campaign {params.campaign} --parquet {output.parquet} --csv {output.csv} 2> {log}"
 
 
+if STUDY.operator_records:
+
+    rule operator_rates:
+        input:
+            records=STUDY.operator_records,
+            code=STUDY.sources(
+                "analysis/operator_rates.py",
+                "operator_suite.py",
+                "measurement/operator_record.py",
+                "metering/attribution.py",
+            ),
+        output:
+            "<aggregated>/operator_rates.csv",
+        log:
+            "logs/operator_rates/<campaign>.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+        message:
+            "Stage 3: rates and powers of single operators of campaign {STUDY.campaign}"
+        shell:
+            "t2v-energy operator-rates --campaign {params.campaign} --out {output} 2> {log}"
+
+
 rule meter:
     input:
         code=STUDY.sources("metering"),

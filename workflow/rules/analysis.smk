@@ -193,9 +193,7 @@ if STUDY.compares_models:
             ),
         output:
             figures=[
-                f"<figures>/{name}{end}"
-                for name in MODELS_FIGURES
-                for end in FORMATS
+                f"<figures>/{name}{end}" for name in MODELS_FIGURES for end in FORMATS
             ],
             tables=[
                 *expand(
@@ -306,4 +304,5 @@ rule tables:
     input:
         [output.tables for output in ANALYSES],
         rules.meter.output,
+        rules.operator_rates.output if STUDY.operator_records else [],
     localrule: True

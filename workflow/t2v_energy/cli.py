@@ -96,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
 
+    sub = command("operator-rates", _operator_rates, "rates and powers of experiment operators as a table")
+    _campaign(sub)
+    sub.add_argument("--out", type=Path, required=True)
+
     sub = command("predict", _predict, "what a video will cost, with a 90 % interval; needs no GPU")
     sub.add_argument("--model", help="a file of config/models/")
     for name, where in (("height", "pixels"), ("width", "pixels"), ("frames", ""), ("steps", "")):
@@ -326,6 +330,19 @@ def _aggregate(options: argparse.Namespace) -> None:
         planned = sorted(folder / item.record for item in plan.items(key))
         records[key] = verify(folder) if is_sealed(folder) else planned
     aggregate(records, options.parquet, options.csv, options.root)
+
+
+def _operator_rates(options: argparse.Namespace) -> None:
+    from t2v_energy.analysis.operator_rates import operator_rates
+    from t2v_energy.measurement.operator_record import EXPERIMENT
+    from t2v_energy.measurement.record import record_paths
+    from t2v_energy.measurement.sealing import is_sealed, verify
+    from t2v_energy.plan import raw_folder
+
+    folder = raw_folder(options.root, _load(options).campaign, EXPERIMENT)
+    table = operator_rates(verify(folder) if is_sealed(folder) else record_paths(folder))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(table.to_csv(index=False, float_format="%.7g"), encoding="utf-8")
 
 
 def _predict(options: argparse.Namespace) -> None:

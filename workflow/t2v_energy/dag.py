@@ -13,12 +13,14 @@ from typing import Any
 
 from t2v_energy.config import Settings, load_experiment, load_settings
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.sealing import is_sealed, sealed_records
+from t2v_energy.measurement.sealing import SEAL, is_sealed, sealed_records
 from t2v_energy.plan import Plan, make_plan, raw_folder
 from t2v_energy.study import STUDY_FILE, load_study
 
 SWEEP_FIGURES = {"resolution": "fig2", "frames": "fig3", "steps": "fig4"}
 """The study's figure of each of its sweeps; analysis/sweep_figure.py draws them."""
+OPERATORS = "operators"
+"""The experiment of single operators (t2v_energy.measurement.operators)."""
 CROSS_MODEL = "cross-model"
 """The experiment that measures every model at its defaults."""
 
@@ -153,6 +155,18 @@ class Dag:
         """A pattern of the experiments that may be measured; of none, one that matches nothing."""
         unsealed = sorted({batch.experiment for batch in self.plan.batches})
         return "|".join(re.escape(key) for key in unsealed) or "(?!)"
+
+    @property
+    def operator_records(self) -> list[str]:
+        """Sealed records of experiment ``operators``, with their seal; none where it is not sealed.
+
+        No campaign lists that experiment: it has a list of its own, and no rule measures it.
+        """
+        folder = raw_folder(self.root, self.campaign, OPERATORS)
+        if not is_sealed(folder):
+            return []
+        names = [*(path.name for path in sealed_records(folder)), SEAL]
+        return [str((folder / name).relative_to(self.root)) for name in names]
 
     @property
     def batch_indices(self) -> list[str]:
