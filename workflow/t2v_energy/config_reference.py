@@ -45,7 +45,7 @@ SECTIONS = (
     Section(
         "config/accelerators.yaml",
         "One entry an accelerator, by its key: published limits, and three constants with which "
-        "`t2v-energy plan` predicts costs.",
+        "`t2v-energy plan` predicts costs where there is no calibration.",
         Accelerator,
         "<accelerator>.",
     ),

@@ -24,7 +24,7 @@ from t2v_energy.config import (
 )
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import record_name
-from t2v_energy.prediction import Prediction, predict, predict_measurement_s
+from t2v_energy.prediction import Prediction, calibration_of, predict, predict_measurement_s, refined
 
 UNCOUNTED = Prediction(math.nan, math.nan, math.nan, math.nan, math.nan)
 """What is predicted for a model that no closed forms count: nothing."""
@@ -128,23 +128,37 @@ def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None 
 def _ordered_items(
     root: Path, campaign: Campaign, listed: list[Listed], key: str, pass_index: int
 ) -> list[Item]:
-    accelerator = load_accelerator(root, campaign.accelerator)
     wanted = [entry for entry in listed if entry.passes >= pass_index]
     random.Random(f"{campaign.seed} {key} {pass_index}").shuffle(wanted)
+    predictions = _predictions(root, campaign.accelerator, [entry.configuration for entry in wanted])
     items = []
-    for order, entry in enumerate(wanted):
+    for order, (entry, prediction) in enumerate(zip(wanted, predictions, strict=True)):
         c = entry.configuration
-        model = load_model(root, c.model)
-        if model.architecture == "other":
-            prediction, seconds = UNCOUNTED, UNCOUNTED_S
-        else:
-            prediction = predict(model, accelerator, c.height, c.width, c.num_frames, c.num_inference_steps)
+        seconds = UNCOUNTED_S
+        if prediction is not UNCOUNTED:
             seconds = predict_measurement_s(
                 prediction, entry.protocol, entry.protocols, c.num_inference_steps
             )
         how = (entry.protocol, entry.protocols, pass_index, order)
         items.append(Item(key, entry.id, c, *how, prediction, seconds))
     return items
+
+
+def _predictions(root: Path, accelerator: str, wanted: list[Configuration]) -> list[Prediction]:
+    """Cost of each: by the accelerator's shipped calibration, or by constants where it has none."""
+    limits, calibration = load_accelerator(root, accelerator), calibration_of(root, accelerator)
+    simple = []
+    for c in wanted:
+        model, sizes = load_model(root, c.model), (c.height, c.width, c.num_frames)
+        counted = model.architecture != "other"
+        simple.append(predict(model, limits, *sizes, c.num_inference_steps) if counted else UNCOUNTED)
+    if calibration is None:
+        return simple
+    counted_at = [i for i, prediction in enumerate(simple) if prediction is not UNCOUNTED]
+    better = refined(root, calibration, [(wanted[i], simple[i]) for i in counted_at])
+    for index, prediction in zip(counted_at, better, strict=True):
+        simple[index] = prediction
+    return simple
 
 
 def _batches(items: list[Item], limit_s: float) -> list[Batch]:

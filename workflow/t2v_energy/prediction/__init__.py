@@ -8,9 +8,11 @@ from t2v_energy.prediction.calibrated import (
     Calibration,
     Predictions,
     calibrate,
+    calibration_of,
     predict_points,
     presumed_calibration,
     read_calibration,
+    refined,
     shipped_calibration,
 )
 from t2v_energy.prediction.features import Point
@@ -22,10 +24,12 @@ __all__ = [
     "Prediction",
     "Predictions",
     "calibrate",
+    "calibration_of",
     "predict",
     "predict_measurement_s",
     "predict_points",
     "presumed_calibration",
     "read_calibration",
+    "refined",
     "shipped_calibration",
 ]

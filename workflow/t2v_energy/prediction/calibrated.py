@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import hypot, isfinite, sqrt
 from pathlib import Path
@@ -35,10 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from t2v_energy.config import Accelerator, Strict, load_accelerator, parse
+from t2v_energy.config import Accelerator, Configuration, Strict, load_accelerator, parse
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.features import Features, Floats, Point, features
 from t2v_energy.prediction.presumed import Outside, PredictionFile, Presumed, load_presumed
+from t2v_energy.prediction.single_mu import Prediction
 
 CALIBRATIONS = Path("config") / "calibrations"
 """Shipped calibrations, one an accelerator."""
@@ -645,8 +646,46 @@ def read_calibration(path: Path) -> Calibration:
 
 def shipped_calibration(root: Path, accelerator: str) -> Calibration:
     """The shipped calibration of an accelerator, or what is presumed of one that has none."""
+    return calibration_of(root, accelerator) or presumed_calibration(root, accelerator)
+
+
+def calibration_of(root: Path, accelerator: str) -> Calibration | None:
+    """The shipped calibration of an accelerator, if there is one."""
     path = root / CALIBRATIONS / f"{accelerator}.json"
-    return read_calibration(path) if path.is_file() else presumed_calibration(root, accelerator)
+    return read_calibration(path) if path.is_file() else None
+
+
+def refined(
+    root: Path, calibration: Calibration, simple: Sequence[tuple[Configuration, Prediction]]
+) -> list[Prediction]:
+    """The first predictions of configurations, with the calibrated model's times and energy.
+
+    A step's time is what one more step adds; memory stays as it was.
+    """
+    points = []
+    for c, _ in simple:
+        steps = c.num_inference_steps
+        points += [Point(c.model, c.height, c.width, c.num_frames, s) for s in (steps, max(steps - 1, 1), 2)]
+    if not points:
+        return []
+    found = predict_points(root, calibration, points)
+    predictions = []
+    for (c, first), (latency_s, fewer_s, two_s), (energy_Wh, *_) in zip(
+        simple, found.latency_s.reshape(-1, 3), found.gpu_energy_Wh.reshape(-1, 3), strict=True
+    ):
+        steps = c.num_inference_steps
+        step_s = float(latency_s - fewer_s) if steps > 1 else float(two_s - latency_s)
+        whole_s = float(latency_s)
+        predictions.append(
+            replace(
+                first,
+                latency_s=whole_s,
+                gpu_energy_Wh=float(energy_Wh),
+                step_s=step_s,
+                once_s=whole_s - steps * step_s,
+            )
+        )
+    return predictions
 
 
 def picked_by_work(work: NDArray[np.float64], count: int) -> NDArray[np.intp]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +90,7 @@ class PredictionFile(Strict):
     table3b: Table3b = Field(description="points that calibrate the predictions of table 3b")
 
 
+@cache
 def load_presumed(root: Path) -> PredictionFile:
     """config/prediction.yaml, strictly; raises :class:`UserError` naming the file, the key and the value."""
     path = root / PREDICTION_FILE
