@@ -24,6 +24,7 @@ from t2v_energy.analysis import (
     kernels,
     models,
     models_checks,
+    operator_rates,
     operators,
     prediction,
     scaling,
@@ -227,6 +228,7 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
         **{f"{name}.csv": list(columns) for name, columns in (TABLES | MODEL_TABLES).items()},
+        "operator_rates.csv": list(operator_rates.COLUMNS),
         "meter.csv": list(accuracy_table(ticks_s=(0.1,))[0]),
         "<campaign>.json": [field.name for field in fields(Number)],
     }
