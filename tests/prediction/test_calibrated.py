@@ -181,9 +181,9 @@ class TestPredictions:
         sides, frames = 16 * rng.integers(10, 100, (10_000, 2)), 4 * rng.integers(1, 30, 10_000) + 1
         points = [Point(WAN, int(h), int(w), int(f), 50) for (h, w), f in zip(sides, frames, strict=True)]
         calibration = fitted({})
-        begun_s = time.perf_counter()
+        begun_s = time.process_time()
         predict_points(ROOT, calibration, points)
-        assert time.perf_counter() - begun_s < 2
+        assert time.process_time() - begun_s < 2
 
     def test_it_needs_neither_torch_nor_scipy(self) -> None:
         code = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -155,13 +155,12 @@ class TestCommands:
         assert "nothing was measured on this accelerator" in out
 
     def test_it_starts_within_a_second(self) -> None:
+        """Of the processor's time: a clock on the wall would measure who else runs on this machine."""
         words = [sys.executable, "-m", "t2v_energy.cli", "--root", str(ROOT), "predict", "--model", WAN]
-        taken = []
-        for _ in range(3):  # the quickest: other processes share this machine
-            begun_s = time.perf_counter()
-            subprocess.run(words, check=True, capture_output=True)
-            taken.append(time.perf_counter() - begun_s)
-        assert min(taken) < 1
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(words, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 @pytest.fixture(scope="module")

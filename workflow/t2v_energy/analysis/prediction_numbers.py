@@ -124,11 +124,9 @@ def _rates(calibration: Calibration, limits: Accelerator, source: str) -> Number
     )
     boards = [100 * np.expm1(v) for name, v in mean.items() if name.startswith("board:")]
     numbers: Numbers = {}
-    gain = float(100 * np.exp(mean["attention_gain"]))
-    half = calibration.time.t90 * sd["attention_gain"]
-    numbers["prediction.attention_gain"] = Number(
-        gain, "%", "modelled", where, (float(gain * np.exp(-half)), float(gain * np.exp(half))), 1
-    )
+    gain = 100 * float(mean["attention_gain"])
+    half = 100 * calibration.time.t90 * float(sd["attention_gain"])
+    numbers["prediction.attention_gain"] = Number(gain, "%", "modelled", where, (gain - half, gain + half), 1)
     pace = mean["pace"]
     for name in ("attention", "dense"):
         rate = float(np.exp(mean[name] - pace)) * limits.peak_bf16_dense_TFLOPs

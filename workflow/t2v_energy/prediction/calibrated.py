@@ -12,7 +12,7 @@ V: FLOP of the VAE's decoder (shares by number type), M: bytes of element-wise k
 mean of the classes' own, weighted with their times; energy is its product with time.  The power cap is in the
 classes' powers, which it holds at the board's limit, and in their rates, those of the clocks that it allows.
 
-Parameters are logarithms (the slope is not), presumed normal about config/prediction.yaml, and fitted to
+Parameters are logarithms (gain and slope are not), presumed normal about config/prediction.yaml, fitted to
 relative errors: maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's
 approximation; for example Bishop, Pattern Recognition and Machine Learning, section 4.4).  What no parameter
 explains is estimated from the residuals, presumed beforehand as an inverse χ² worth a few points; hence
@@ -70,7 +70,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Parameters(Strict):
-    """Fitted parameters: names, means (logarithms; of ``attention_slope`` itself) and their covariance."""
+    """Fitted parameters: names, means (logarithms, but for :data:`LINEAR`) and their covariance."""
 
     names: list[str]
     mean: list[Finite]
@@ -140,6 +140,8 @@ TIME_NAMES = (
     "call",
     "video",
 )
+LINEAR = ("attention_gain", "attention_slope")
+"""Parameters that are no logarithms: both may be nought or below."""
 POWER_NAMES = ("level", "attention", "dense", "traffic", "vae", "wait")
 BOARD, MODEL = "board:", "model:"
 
@@ -154,7 +156,7 @@ def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelera
     bandwidth = accelerator.bandwidth_TB_per_s * 1e12
     e_folds = np.log(np.maximum(work.tokens, 1) / REFERENCE_TOKENS)
     slope = np.maximum(1 + value["attention_slope"] * e_folds, 0.1)
-    gain = min(float(np.exp(value["attention_gain"])), 0.9)
+    gain = min(float(value["attention_gain"]), 0.9)
     edge = 1 - gain * work.aligned
     pace = np.exp(value["pace"] + effects @ theta[len(TIME_NAMES) :])
 
@@ -181,7 +183,7 @@ def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelera
         "pace": device,
         "attention": -wide,
         "attention_narrow": -narrow,
-        "attention_gain": -attention * gain * work.aligned / edge,
+        "attention_gain": -attention * work.aligned / edge,
         "attention_slope": attention * e_folds / slope,
         "dense": -(dense + text),
         "traffic": -(traffic + decoded),
@@ -325,10 +327,7 @@ def presumed_calibration(root: Path, accelerator: str) -> Calibration:
 
 def _prior(names: Sequence[str], section: object) -> tuple[Floats, Floats]:
     entries: list[Presumed] = [getattr(section, name) for name in names]
-    mean = [
-        e.expected if n == "attention_slope" else np.log(e.expected)
-        for n, e in zip(names, entries, strict=True)
-    ]
+    mean = [e.expected if n in LINEAR else np.log(e.expected) for n, e in zip(names, entries, strict=True)]
     return np.array(mean, dtype=np.float64), np.array([e.spread for e in entries])
 
 

@@ -17,7 +17,7 @@ class Presumed(Strict):
     """One parameter before it is measured."""
 
     expected: float = Field(description="its middle")
-    spread: Positive = Field(description="standard deviation of its logarithm (`attention_slope`: its own)")
+    spread: Positive = Field(description="standard deviation of its logarithm (gain and slope: their own)")
 
 
 class PresumedTime(Strict):
