@@ -60,9 +60,7 @@ class TestProfile:
         ("changes", "level"),
         [({}, "ok"), ({"denoiser": 0.41}, "ok"), ({"denoiser": 0.43}, "flag"), ({"vae_decode": 1.2}, "flag")],
     )
-    def test_kernels_cannot_take_longer_than_their_stage(
-        self, changes: dict[str, float], level: str
-    ) -> None:
+    def test_kernels_cannot_take_longer_than_their_stage(self, changes: dict[str, float], level: str) -> None:
         assert finding(self.of(**changes), "profile").level == level
 
     def test_it_names_the_stage_and_by_how_much(self) -> None:
