@@ -109,6 +109,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("meter", _meter, "try the meter on simulated GPUs of known power: its error and coverage")
     sub.add_argument("--out", type=Path, required=True)
+
+    sub = command(
+        "audit", _audit, "forensic checks of a table of energies: what its numbers say of how they were made"
+    )
+    sub.add_argument(
+        "file", type=Path, help="a CSV file with the study's columns, or with ours (docs/audit.md)"
+    )
+    sub.add_argument(
+        "--accelerator", help="key of config/accelerators.yaml (default: by the name in the file)"
+    )
+    sub.add_argument("--format", choices=("report", "csv", "json"), default="report")
+    sub.add_argument("--out", type=Path, help="write it there (default: print it)")
     return parser
 
 
@@ -320,6 +332,25 @@ def _meter(options: argparse.Namespace) -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(accuracy_table()).to_csv(options.out, index=False)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from t2v_energy.audit.checks import audit
+    from t2v_energy.audit.report import findings_json, findings_table, report
+    from t2v_energy.audit.table import read_energy_table
+
+    table = read_energy_table(options.file, options.root, options.accelerator)
+    findings = audit(table)
+    if options.format == "csv":
+        text = findings_table(findings).to_csv(index=False)
+    else:
+        text = (findings_json if options.format == "json" else report)(table, findings) + "\n"
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return int(bool(findings))
 
 
 if __name__ == "__main__":
