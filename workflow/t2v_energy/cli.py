@@ -110,6 +110,21 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("meter", _meter, "try the meter on simulated GPUs of known power: its error and coverage")
     sub.add_argument("--out", type=Path, required=True)
 
+    sub = command("fetch", _fetch, "fetch a table that others published, and check it")
+    sub.add_argument("--campaign", required=True)
+    sub.add_argument("--source", required=True)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("adapt", _adapt, "stage 3 of published-h100: the authors' tables in our form")
+    _published(sub)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("claims", _claims, "recompute every number that the study prints, as far as the data goes")
+    _published(sub)
+    sub.add_argument("--tables", type=Path, required=True, help="folder of our campaign's tables")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--numbers", type=Path, required=True)
+
     sub = command(
         "audit", _audit, "forensic checks of a table of energies: what its numbers say of how they were made"
     )
@@ -126,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--settings", type=_mapping, default={}, help="JSON laid over config/config.yaml")
+
+
+def _published(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--cross-model", type=Path, help="the authors' cross-model table")
+    sub.add_argument("--sweeps", type=Path, help="the authors' table of sweeps")
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -332,6 +352,49 @@ def _meter(options: argparse.Namespace) -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(accuracy_table()).to_csv(options.out, index=False)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from t2v_energy.config import load_campaign
+    from t2v_energy.published.fetch import fetch
+
+    sources = load_campaign(options.root, options.campaign).sources
+    if options.source not in sources:
+        raise UserError(
+            f"campaign {options.campaign} has no source {options.source!r}",
+            where=f"config/campaigns/{options.campaign}.yaml, sources",
+            remedy=f"it has: {', '.join(sources) or 'none'}",
+        )
+    file = sources[options.source]
+    digest = fetch(file, options.source, options.out)
+    if file.sha256 is None:
+        print(f"{options.out}: not pinned; its SHA-256 is {digest}", file=sys.stderr)
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from t2v_energy.published.campaign import checked_file, configurations
+
+    cross_model = checked_file(options.root, "cross_model", options.cross_model)
+    sweeps = checked_file(options.root, "sweeps", options.sweeps)
+    table = configurations(options.root, cross_model, sweeps)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from t2v_energy.analysis.numbers import write
+    from t2v_energy.claims.listing import load_claims
+    from t2v_energy.claims.sources import read_sources
+    from t2v_energy.claims.verdicts import claims_numbers, claims_table
+    from t2v_energy.published.campaign import checked_file
+
+    claims = load_claims(options.root)
+    cross_model = checked_file(options.root, "cross_model", options.cross_model)
+    sweeps = checked_file(options.root, "sweeps", options.sweeps)
+    table = claims_table(claims, read_sources(options.root, claims, options.tables, cross_model, sweeps))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+    write(options.numbers, claims_numbers(table, str(options.out)))
 
 
 def _audit(options: argparse.Namespace) -> int:

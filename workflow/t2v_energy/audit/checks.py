@@ -159,9 +159,7 @@ def idle_tails(table: EnergyTable) -> list[Finding]:
     short = windows[windows["part"] > TAIL_PART]
     if short.empty:
         return []
-    parts = {
-        " ".join(names): float(group["part"].mean()) for names, group in _groups(short, "model", "stage")
-    }
+    parts = {" ".join(names): float(group["part"].mean()) for names, group in groups(short, "model", "stage")}
     shown = ", ".join(
         f"{name} {_percent(parts[name])}" for name in sorted(parts, key=parts.__getitem__)[::-1]
     )
@@ -188,7 +186,7 @@ def power_above_limit(table: EnergyTable) -> list[Finding]:
     found = []
     windows = table.windows.assign(power_W=table.windows["gpu_energy_J"] / table.windows["duration_s"])
     high = windows[windows["power_W"] > OVER_LIMIT * limit_W]
-    for (model, stage), group in _groups(high, "model", "stage"):
+    for (model, stage), group in groups(high, "model", "stage"):
         mean_W = float(group["power_W"].mean())
         found.append(
             Finding(
@@ -202,7 +200,7 @@ def power_above_limit(table: EnergyTable) -> list[Finding]:
     totals = table.totals
     several = totals[totals["stages"] > 1]
     power_W = several["gpu_energy_J"] / several["first_s"]
-    for (model,), group in _groups(several[power_W > OVER_LIMIT * limit_W], "model"):
+    for (model,), group in groups(several[power_W > OVER_LIMIT * limit_W], "model"):
         mean_W = float((group["gpu_energy_J"] / group["first_s"]).mean())
         found.append(
             Finding(
@@ -223,7 +221,7 @@ def scopes_differ(table: EnergyTable) -> list[Finding]:
     if totals["stages"].nunique() < 2:
         return []
     found = []
-    for (model,), group in _groups(totals[totals["stages"] > 1], "model"):
+    for (model,), group in groups(totals[totals["stages"] > 1], "model"):
         ratio = float((group["duration_s"] / group["first_s"]).mean())
         found.append(
             Finding(
@@ -247,7 +245,7 @@ def cpu_follows_neighbours(table: EnergyTable) -> list[Finding]:
     )
     least, times = CPU_SCATTER
     found = []
-    for (model, *_), group in _groups(powers, "model", *OWN_SIZES):
+    for (model, *_), group in groups(powers, "model", *OWN_SIZES):
         scatter = group[["gpu", "cpu"]].std() / group[["gpu", "cpu"]].mean()
         if len(group) < FEWEST_WINDOWS or not scatter["cpu"] > max(least, times * scatter["gpu"]):
             continue
@@ -279,7 +277,7 @@ def labels_against_work(table: EnergyTable) -> list[Finding]:
         return []
     peak = card.peak_bf16_dense_TFLOPs * 1e12
     found = []
-    for (key, *sizes), group in _groups(table.totals, "key", *OWN_SIZES):
+    for (key, *sizes), group in groups(table.totals, "key", *OWN_SIZES):
         work = _work(table, key, sizes)
         if work is None:
             continue
@@ -312,13 +310,13 @@ def labels_against_work(table: EnergyTable) -> list[Finding]:
 def sizes_not_run(table: EnergyTable) -> list[Finding]:
     """Sizes that a model's pipeline refuses, and frames or sides that it changes."""
     found = []
-    for (key, *sizes), group in _groups(table.videos, "key", *OWN_SIZES):
+    for (key, *sizes), group in groups(table.videos, "key", *OWN_SIZES):
         if not key:
             continue
         height, width, frames = sizes[:3]
         file, subject = table.models[key], str(group["model"].iloc[0])
         try:
-            made_frames, made = _made(file, height, width, frames)
+            made_frames, made = made_size(file, height, width, frames)
         except UserError as error:
             remedy = "take the size that really ran from the script or from the videos"
             found.append(
@@ -342,7 +340,7 @@ def sizes_not_run(table: EnergyTable) -> list[Finding]:
     return found
 
 
-def _made(file: ModelFile, height: int, width: int, frames: int) -> tuple[int, tuple[int, int]]:
+def made_size(file: ModelFile, height: int, width: int, frames: int) -> tuple[int, tuple[int, int]]:
     """Frames, and height and width, of the video that the pipeline decodes."""
     _, (latent_frames, rows, columns) = latents(file, height, width, frames)
     factor = decoder(file).spatial_factor(file.components["vae"].config)
@@ -383,7 +381,7 @@ def prompts_incomplete(table: EnergyTable) -> list[Finding]:
     """Models that lack prompts which others have, and prompts that one configuration has twice."""
     videos = table.videos[table.videos["prompt"] != ""]
     every, found = set(videos["prompt"]), []
-    missing = {model: every - set(group["prompt"]) for (model,), group in _groups(videos, "model")}
+    missing = {model: every - set(group["prompt"]) for (model,), group in groups(videos, "model")}
     for model, lacking in missing.items():
         if lacking:
             group = videos[videos["model"] == model]
@@ -398,7 +396,7 @@ def prompts_incomplete(table: EnergyTable) -> list[Finding]:
             )  # fmt: skip
     same = ["model", *OWN_SIZES, "prompt"]
     repeated = videos[videos.duplicated(same, keep=False)]
-    for (model,), group in _groups(repeated, "model"):
+    for (model,), group in groups(repeated, "model"):
         found.append(
             Finding(
                 "prompts_incomplete", "warning", model, _lines(group),
@@ -416,7 +414,7 @@ def prompts_incomplete(table: EnergyTable) -> list[Finding]:
 def units_off(table: EnergyTable) -> list[Finding]:
     """Mean powers that no such component has, and that one wrong unit would explain."""
     found = []
-    for (model,), group in _groups(table.totals, "model"):
+    for (model,), group in groups(table.totals, "model"):
         off = {}
         for component in COMPONENTS:
             power_W = float((group[f"{component}_energy_J"] / group["duration_s"]).median())
@@ -457,7 +455,7 @@ def _unit_factor(power_W: float, low: float, high: float) -> float | None:
 # --- rows and words -----------------------------------------------------------------------------------------
 
 
-def _groups(rows: pd.DataFrame, *names: str) -> Iterator[tuple[list[Any], pd.DataFrame]]:
+def groups(rows: pd.DataFrame, *names: str) -> Iterator[tuple[list[Any], pd.DataFrame]]:
     """Rows that agree in these columns, with their values there, in the file's order."""
     for values, group in rows.groupby(list(names), sort=False):
         yield [*values], group

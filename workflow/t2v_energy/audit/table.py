@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from t2v_energy.config import Accelerator, ModelFile, load_accelerator, load_accelerators, load_model
+from t2v_energy.config import Accelerator, ModelFile, load_accelerator, load_model
 from t2v_energy.errors import UserError
+from t2v_energy.published.names import accelerator_key, model_keys, plain
 from t2v_energy.published.tables import (
     COMPONENTS,
     CROSS_MODEL_COLUMNS,
@@ -28,7 +29,6 @@ from t2v_energy.published.tables import (
     read_csv,
     with_numbers,
 )
-from t2v_energy.study import load_study
 
 J_PER_WH = 3600.0
 OWN_SIZES = ("height", "width", "num_frames", "num_inference_steps")
@@ -97,8 +97,8 @@ def read_energy_table(path: Path, root: Path, accelerator: str | None = None) ->
             where=str(path),
             remedy=f"give {', '.join(OWN_COLUMNS)}; it has: {', '.join(columns[:8])}",
         )
-    names = _model_keys(root)
-    videos["key"] = [names.get(_plain(label), "") for label in videos["model"]]
+    names = model_keys(root)
+    videos["key"] = [names.get(plain(label), "") for label in videos["model"]]
     return EnergyTable(
         source=str(path),
         columns=columns,
@@ -170,30 +170,8 @@ def _declared(raw: pd.DataFrame) -> frozenset[str]:
     )
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _model_keys(root: Path) -> dict[str, str]:
-    """Key of a model file by its plain key, its plain title, and the study's title of it."""
-    study = load_study(root)
-    found: dict[str, str] = {}
-    for path in sorted((root / "config" / "models").glob("*.yaml")):
-        file = load_model(root, path.stem)
-        found |= {_plain(path.stem): path.stem, _plain(file.title): path.stem}
-    return found | {_plain(printed.title): key for key, printed in study.models.items()}
-
-
 def _board(names: pd.Series, root: Path) -> Accelerator | None:
     """The accelerator whose model number every line names; None where they differ or none fits."""
-    found = {_accelerator_key(str(name), root) for name in names.unique()}
+    found = {accelerator_key(str(name), root) for name in names.unique()}
     key = found.pop() if len(found) == 1 else None
     return load_accelerator(root, key) if key else None
-
-
-def _accelerator_key(name: str, root: Path) -> str | None:
-    for key, card in load_accelerators(root).items():
-        numbers = re.findall(r"\b(?:[A-Z]+\d+[A-Z]*|\d{4})\b", card.title)
-        if not card.nominal and any(re.search(rf"\b{number}\b", name) for number in numbers):
-            return key
-    return None
