@@ -6,6 +6,8 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from t2v_energy.work import paper, paper_work
+
 J_PER_KWH = 3.6e6
 SHARED = Path(__file__).resolve().parents[1] / "shared" / "data" / "published_h100"
 CANDIDATES = [
@@ -69,3 +71,17 @@ def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
         writer.writeheader()
         writer.writerows(listed)
     return path
+
+
+def sweep_rows(times: float = 1.05) -> list[dict[str, object]]:
+    """The sweeps of Wan2.1, self-written: the study's printed formulas, ``times`` as slow, at 690 W."""
+    swept = [("res", (h, w, 81, 50)) for h, w in ((256, 256), (480, 832), (720, 1280), (1008, 1792))]
+    swept += [("frames", (720, 1280, frames, 50)) for frames in (4, 20, 40, 80, 100)]
+    swept += [("steps", (720, 1280, 81, steps)) for steps in (1, 10, 50, 200)]
+    return [
+        row(
+            "WAN2.1-T2V-1.3B", duration_s=times * paper.latency_s(paper_work(*size).total_flop), gpu_W=690,
+            size=size, parameter=parameter,
+        )
+        for parameter, size in swept
+    ]  # fmt: skip

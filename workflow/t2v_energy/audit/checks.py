@@ -309,7 +309,8 @@ def labels_against_work(table: EnergyTable) -> list[Finding]:
 
 def sizes_not_run(table: EnergyTable) -> list[Finding]:
     """Sizes that a model's pipeline refuses, and frames or sides that it changes."""
-    found = []
+    found: list[Finding] = []
+    rounded: dict[str, dict[int, tuple[int, pd.DataFrame]]] = {}
     for (key, *sizes), group in groups(table.videos, "key", *OWN_SIZES):
         if not key:
             continue
@@ -325,19 +326,25 @@ def sizes_not_run(table: EnergyTable) -> list[Finding]:
             )  # fmt: skip
             continue
         if made_frames != frames:
-            found.append(
-                Finding("sizes_not_run", "warning", subject, _lines(group),
-                        f"{frames} frames are asked for and {made_frames} made: the pipeline denoises whole "
-                        "latent frames", f"divide by {made_frames} frames",
-                        {"asked": frames, "made": made_frames})
-            )  # fmt: skip
+            rounded.setdefault(subject, {})[frames] = (made_frames, group)
         if made != (height, width):
             found.append(
                 Finding("sizes_not_run", "note", subject, _lines(group),
                         f"{height}×{width} is asked for and {made[0]}×{made[1]} decoded",
                         f"count pixels at {made[0]}×{made[1]}", {"height": made[0], "width": made[1]})
             )  # fmt: skip
-    return found
+    return found + [_rounded_frames(subject, changes) for subject, changes in rounded.items()]
+
+
+def _rounded_frames(subject: str, changes: Mapping[int, tuple[int, pd.DataFrame]]) -> Finding:
+    lines = _lines(pd.concat([group for _, group in changes.values()]))
+    shown = ", ".join(f"{made} for {asked}" for asked, (made, _) in sorted(changes.items()))
+    asked, (made, _) = max(changes.items())
+    return Finding(
+        "sizes_not_run", "warning", subject, lines,
+        f"more or fewer frames are made than asked for ({shown}): the pipeline denoises whole latent frames",
+        "count the frames that are made", {"asked": asked, "made": made},
+    )  # fmt: skip
 
 
 def made_size(file: ModelFile, height: int, width: int, frames: int) -> tuple[int, tuple[int, int]]:

@@ -32,6 +32,8 @@ KERNEL = "flash"  # section 4.1: FlashAttention, which torch then chose by itsel
 KINDS = {"gpu_energy_Wh": "measured", "cpu_energy_Wh": "modelled", "ram_energy_Wh": "constant"}
 SIZES = ("height", "width", "num_frames", "num_inference_steps")
 CONFIDENCE = 0.95
+REFUSED = "refused_by_pipeline"
+"""Status of a row whose labelled size the pipeline does not run, so that the label is wrong."""
 
 
 def checked_file(root: Path, source: Source, path: Path | None) -> Path | None:
@@ -47,7 +49,7 @@ def checked_file(root: Path, source: Source, path: Path | None) -> Path | None:
 
 
 def configurations(root: Path, cross_model: Path | None, sweeps: Path | None) -> pd.DataFrame:
-    """configurations.csv of the campaign: one row a configuration, means over its prompts.
+    """configurations.csv of the campaign: one row a configuration, means over its rows in the files.
 
     Of the cross-model table a row is at the model file's defaults where its label is refuted by its work
     (``labelled`` says what the file has); of the sweeps a row is as labelled, frames as the pipeline makes
@@ -70,13 +72,25 @@ def configurations(root: Path, cross_model: Path | None, sweeps: Path | None) ->
 
 
 def _rows(root: Path, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """One row a configuration that ran: labels that the pipeline makes alike are one."""
+    found: dict[tuple[str, str, tuple[int, ...]], list[tuple[str, str, pd.DataFrame]]] = {}
     for (experiment, key, *labelled), group in groups(table, "experiment", "model", *SIZES):
-        yield _row(root, experiment, key, labelled, group)
+        sizes, flag = ran(root, key, labelled, float(group["latency_s"].mean()))
+        part = (configuration_id(key, labelled).partition("_")[2], flag, group)
+        found.setdefault((experiment, key, tuple(sizes)), []).append(part)
+    for (experiment, key, sizes_), parts in found.items():
+        labels, flags, rows = zip(*parts, strict=True)
+        row = _row(root, experiment, key, [*sizes_], pd.concat(rows))
+        refused = REFUSED in flags
+        yield row | {
+            "labelled": ";".join(labels),
+            "flags": ";".join(sorted(set(flags) - {""})),
+            "status": REFUSED if refused else "ok",
+        }
 
 
-def _row(root: Path, experiment: str, key: str, labelled: list[int], group: pd.DataFrame) -> dict[str, Any]:
+def _row(root: Path, experiment: str, key: str, sizes: list[int], group: pd.DataFrame) -> dict[str, Any]:
     latency_s = float(group["latency_s"].mean())
-    sizes, flag = ran(root, key, labelled, latency_s)
     row: dict[str, Any] = {
         "experiment": experiment, "model": key, **dict(zip(SIZES, sizes, strict=True)),
         "protocol": PROTOCOL, "attention_kernel": KERNEL, "intervention": "", "status": "ok",
@@ -92,10 +106,10 @@ def _row(root: Path, experiment: str, key: str, labelled: list[int], group: pd.D
         "mean_power_W": 3600 * row["gpu_energy_Wh"] / latency_s,
         "first_window_s": float(group["first_latency_s"].mean()),
         "runs": int(group["runs"].iloc[0]),
-        "labelled": configuration_id(key, labelled).partition("_")[2],
+        "labelled": "",
         "gpus": 1,
         "gpu_uuids": "",
-        "flags": flag,
+        "flags": "",
         "configuration_id": configuration_id(key, sizes),
         "passes": 1,
     }
@@ -117,7 +131,7 @@ def ran(root: Path, key: str, labelled: list[int], latency_s: float) -> tuple[li
     try:
         made, _ = made_size(load_model(root, key), height, width, frames)
     except UserError:
-        return labelled, "size_refused_by_pipeline"
+        return labelled, REFUSED
     return [height, width, made, steps], "" if made == frames else "frames_as_made"
 
 
