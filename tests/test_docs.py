@@ -34,6 +34,8 @@ from t2v_energy.analysis import (
     validation,
 )
 from t2v_energy.analysis.numbers import Number
+from t2v_energy.audit import report
+from t2v_energy.claims import verdicts
 from t2v_energy.config import load_campaign
 from t2v_energy.dag import CROSS_MODEL
 from t2v_energy.metering.accuracy import accuracy_table
@@ -223,6 +225,9 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
         **{f"{name}.csv": list(columns) for name, columns in (TABLES | MODEL_TABLES).items()},
+        "claims.csv": list(verdicts.COLUMNS),
+        "table4_recomputed.csv": list(verdicts.TABLE4_RECOMPUTED_COLUMNS),
+        "audit.csv": [*report.COLUMNS, "source"],
         "meter.csv": list(accuracy_table(ticks_s=(0.1,))[0]),
         "<campaign>.json": [field.name for field in fields(Number)],
     }

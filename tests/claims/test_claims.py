@@ -219,6 +219,7 @@ def test_our_own_tables_are_used_by_column(tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
     common = {"exponent": 1.5, "exponent_ci95_low": 1.4, "exponent_ci95_high": 1.6, "n": 7, "kind": "global"}
+    common |= {"r2_linear": 0.9999, "range": "global, 720x1280"}
     rows = [
         common | {"set": name, "quantity": quantity, "x": x}
         for name, x in (("resolution", "pixels"), ("frames", "num_frames"), ("steps", "num_inference_steps"))

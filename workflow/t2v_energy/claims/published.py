@@ -33,6 +33,8 @@ def video_mean(sources: Sources, model: str, quantity: str) -> Recomputed:
 def video_std(sources: Sources, model: str, quantity: str) -> Recomputed:
     """Sample standard deviation over prompts of the same; the note has the population's and a part's."""
     rows = sources.model_videos(model)
+    if len(rows) < 2:
+        raise DataAbsent(f"the authors' cross-model table that was given has one row of {model}")
     note = f"{STANDARD_DEVIATION}; population: {shown(float(rows[quantity].std(ddof=0)))}"
     if quantity == "latency_s" and not np.allclose(rows["first_latency_s"], rows["latency_s"]):
         note += f"; first window alone: {shown(float(rows['first_latency_s'].std()))}"

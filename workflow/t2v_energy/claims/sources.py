@@ -65,7 +65,10 @@ class Sources:
     def model_videos(self, model: str) -> pd.DataFrame:
         """The authors' rows of one model."""
         found = self.all_videos
-        return found[found["model"] == model]
+        found = found[found["model"] == model]
+        if found.empty:
+            raise DataAbsent(f"the authors' cross-model table that was given has no row of {model}")
+        return found
 
     @property
     def all_videos(self) -> pd.DataFrame:
@@ -78,7 +81,10 @@ class Sources:
         """The authors' rows of one sweep."""
         if self.sweeps is None:
             raise DataAbsent("needs the authors' table of sweeps (--config published_sweeps=FILE)")
-        return self.sweeps[self.sweeps["experiment"] == experiment]
+        found = self.sweeps[self.sweeps["experiment"] == experiment]
+        if found.empty:
+            raise DataAbsent(f"the authors' table of sweeps that was given has no row over {experiment}")
+        return found
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of our campaign."""

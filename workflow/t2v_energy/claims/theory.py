@@ -292,6 +292,21 @@ def scaling_exponent(sources: Sources, experiment: str, quantity: str, x: str) -
 
 
 @recomputes("h200")
+def straight_line_r2(sources: Sources, quantity: str) -> Recomputed:
+    """R² of cost over steps as a straight line with an intercept, the worst of our sizes (scaling.csv)."""
+    table = sources.table("scaling")
+    rows = table[(table["set"] == "steps") & (table["quantity"] == quantity) & (table["kind"] == "global")]
+    rows = rows[rows["r2_linear"].notna()]
+    if rows.empty:
+        raise DataAbsent(f"scaling.csv has no straight line of {quantity} over steps")
+    row = rows.sort_values("r2_linear").iloc[0]
+    note = f"whole videos of ours, {row['range']}; what comes once a video makes the exponent"
+    return Recomputed(
+        float(row["r2_linear"]), f"{note} {shown(float(row['exponent']))}, and the line straight"
+    )
+
+
+@recomputes("h200")
 def doubling_ratio(sources: Sources, dimension: str, quantity: str) -> Recomputed:
     """The largest measured ratio of cost where a dimension doubles (doubling.csv): the claim's best case."""
     table = sources.table("doubling")
