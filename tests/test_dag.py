@@ -253,6 +253,8 @@ def test_a_campaign_of_our_own_reads_published_tables_for_the_claims_alone(
     (root / "copy.csv").touch()
     assert dag(root).published_files == {}
     assert "claims" not in dag(root).analyses
+    assert dag(root, paper_campaign="big").analyses[-1] == "claims"
     found = dag(root, paper_campaign="big", published_cross_model="copy.csv")
     assert found.published_files == {"cross_model": "copy.csv"}
-    assert found.analyses[-1] == "claims"
+    assert found.analyses[-2:] == ["claims", "versus"]
+    assert found.overlaid_figures == [], "no cross-model experiment of ours, no sweeps of theirs"

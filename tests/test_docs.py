@@ -39,6 +39,7 @@ from t2v_energy.claims import verdicts
 from t2v_energy.config import load_campaign
 from t2v_energy.dag import CROSS_MODEL
 from t2v_energy.metering.accuracy import accuracy_table
+from t2v_energy.published import versus
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = {
@@ -228,6 +229,7 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
         **{f"{name}.csv": list(columns) for name, columns in (TABLES | MODEL_TABLES).items()},
         "claims.csv": list(verdicts.COLUMNS),
         "table4_recomputed.csv": list(verdicts.TABLE4_RECOMPUTED_COLUMNS),
+        "h100_vs_h200.csv": list(versus.COLUMNS),
         "audit.csv": [*report.COLUMNS, "source"],
         "meter.csv": list(accuracy_table(ticks_s=(0.1,))[0]),
         "<campaign>.json": [field.name for field in fields(Number)],

@@ -324,6 +324,37 @@ if STUDY.is_paper_campaign:
             "--numbers {output.numbers} 2> {log}"
 
 
+if "versus" in STUDY.analyses:
+
+    rule versus:
+        input:
+            **STUDY.published_files,
+            campaign="config/campaigns/published-h100.yaml",
+            configurations="<aggregated>/configurations.csv",
+            configs=STUDY.compared_files,
+            code=STUDY.sources("analysis", "audit", "published", "study.py", "work"),
+        output:
+            tables="results/tables/h100_vs_h200.csv",
+            figures=[
+                f"results/figures/h100_vs_h200/{name}{end}"
+                for name in STUDY.overlaid_figures
+                for end in FORMATS
+            ],
+        log:
+            "logs/versus/<campaign>.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            files=STUDY.published_options,
+            figures="results/figures/h100_vs_h200",
+        message:
+            "The study's H100 against campaign {STUDY.campaign}"
+        shell:
+            "t2v-energy versus --campaign {params.campaign} --configurations {input.configurations} {params.files} "
+            "--out {output.tables} --figures {params.figures} 2> {log}"
+
+
 ANALYSES = [getattr(rules, name).output for name in STUDY.analyses]
 
 

@@ -119,6 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     _published(sub)
     sub.add_argument("--out", type=Path, required=True)
 
+    sub = command(
+        "versus", _versus, "the study's H100 against our own board, where both have a configuration"
+    )
+    _published(sub)
+    sub.add_argument("--campaign", required=True, help="our campaign")
+    sub.add_argument("--configurations", type=Path, required=True, help="its configurations.csv")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--figures", type=Path, required=True, help="folder of the figures that show both")
+
     sub = command("claims", _claims, "recompute every number that the study prints, as far as the data goes")
     _published(sub)
     sub.add_argument("--tables", type=Path, required=True, help="folder of our campaign's tables")
@@ -379,6 +388,20 @@ def _adapt(options: argparse.Namespace) -> None:
     table = configurations(options.root, cross_model, sweeps)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out, index=False)
+
+
+def _versus(options: argparse.Namespace) -> None:
+    from t2v_energy.published.campaign import checked_file, configurations
+    from t2v_energy.published.versus import overlays, versus_table, write_overlays
+
+    cross_model = checked_file(options.root, "cross_model", options.cross_model)
+    sweeps = checked_file(options.root, "sweeps", options.sweeps)
+    theirs = configurations(options.root, cross_model, sweeps)
+    both = (options.root, options.campaign, options.configurations, theirs)
+    table = versus_table(*both)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+    write_overlays(overlays(*both), options.figures)
 
 
 def _claims(options: argparse.Namespace) -> None:

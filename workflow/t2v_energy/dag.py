@@ -132,12 +132,13 @@ class Dag:
 
     @property
     def analyses(self) -> list[str]:
-        """Rules of stage 4 that the campaign has data for, each but ``claims`` named as its notebook."""
+        """Rules of stage 4 that the campaign has data for, named as its notebook if it has one."""
         if self.is_published:
             return ["published", "theory"]
         sweeps = ["sweeps", "scaling", "breakdown"] if self.sweep_figures else []
         compared = ["comparison"] if self.compares else []
         claims = ["claims"] if self.is_paper_campaign else []
+        claims += ["versus"] if self.is_paper_campaign and self.published_files else []
         return [*sweeps, *compared, *(["models"] if self.compares_models else []), "theory", *claims]
 
     @property
@@ -145,6 +146,12 @@ class Dag:
         """Figures that a campaign of published tables has data for."""
         sweeps = [*SWEEP_FIGURES.values()] if "sweeps" in self.published_files else []
         return [*sweeps, *(["fig5"] if "cross_model" in self.published_files else [])]
+
+    @property
+    def overlaid_figures(self) -> list[str]:
+        """Figures of this campaign that the study's points can be drawn into."""
+        swept = self.sweep_figures if "sweeps" in self.published_files else []
+        return [*swept, *(["fig5"] if "cross_model" in self.published_files and self.compares_models else [])]
 
     @property
     def published_tables(self) -> list[str]:
