@@ -117,7 +117,7 @@ def _cost_panel(axes: Axes, models: Models, quantity: str, label: str) -> None:
 
 
 def _other_costs(axes: Axes, models: Models, other: pd.DataFrame, quantity: str) -> None:
-    costs: dict[str, float] = other[quantity].to_dict()
+    costs = {str(key): float(value) for key, value in other[quantity].items()}
     for place, key in enumerate(models.keys):
         if key in costs:
             axes.plot(costs[key], place, linestyle="none", zorder=4, **_OTHER)
