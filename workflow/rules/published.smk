@@ -13,7 +13,7 @@ for SOURCE, FILE in STUDY.plan.campaign.sources.items():
             ),
         log:
             f"logs/published/<campaign>/{SOURCE}.log",
-        retries: 2
+        retries: 1
         localrule: True
         conda:
             "../../envs/analysis.yaml"

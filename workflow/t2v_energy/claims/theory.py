@@ -10,7 +10,6 @@ import pandas as pd
 
 from t2v_energy.claims.published import shown
 from t2v_energy.claims.sources import DataAbsent, Recomputed, Sources, recomputes
-from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
 from t2v_energy.work import paper, paper_work, thresholds, true_work, umt5, wan, wan_vae
 
@@ -78,6 +77,28 @@ SYMBOLS: Mapping[str, tuple[str, Value]] = {
         "the closed form's FLOP less attention's over f m d², a layer",
         lambda s: _text_mlp(s.theory.text_encoder, s.theory.model.tokenizer.max_length),
     ),
+    "self_projection_coefficient": (
+        "closed form at two lengths, over N ℓ d²", lambda s: _self_attention(s)[0]
+    ),
+    "self_product_coefficient": (
+        "closed form at two lengths, over N ℓ² d", lambda s: _self_attention(s)[1]
+    ),
+    "timestep_coefficient": (
+        "closed form less its sinusoidal input's, over d²", lambda s: _timestep(s)[0]
+    ),
+    "timestep_input_coefficient": (
+        "closed form at two widths of the sinusoidal input, over d_τ d", lambda s: _timestep(s)[1]
+    ),
+    "middle_projection_coefficient": (
+        "closed form at two sizes, over T C² L", lambda s: _middle_attention(s)[0]
+    ),
+    "middle_product_coefficient": (
+        "closed form at two sizes, over T C L²", lambda s: _middle_attention(s)[1]
+    ),
+    "text_product_coefficient": (
+        "closed form at two lengths, over m² d, a layer",
+        lambda s: _text_products(s.theory.text_encoder, s.theory.model.tokenizer.max_length),
+    ),
     "bf16_bytes": ("width of the number type", lambda s: thresholds.BF16_BYTES),
 }  # fmt: skip
 """What a symbol really is, with where that is from."""
@@ -100,6 +121,50 @@ def _text_mlp(config: Mapping[str, Any], tokens: int) -> float:
     return (umt5.forward_flop(config, tokens) - attention) / (layers * tokens * d * inner)
 
 
+def _text_products(config: Mapping[str, Any], tokens: int) -> float:
+    once, twice = (umt5.forward_flop(config, n) for n in (tokens, 2 * tokens))
+    return (twice - 2 * once) / (2 * tokens**2 * config["d_model"] * config["num_layers"])
+
+
+def _linear_and_square(flop: Callable[[int], float], size: int) -> tuple[float, float]:
+    """a and b of flop(n) = a n + b n², from n and 2 n."""
+    once, twice = flop(size), flop(2 * size)
+    square = (twice - 2 * once) / (2 * size**2)
+    return once / size - square * size, square
+
+
+def _self_attention(sources: Sources) -> tuple[float, float]:
+    """Coefficients of ℓd² and ℓ²d in a layer's self-attention."""
+    config, text = sources.theory.transformer, sources.theory.model.tokenizer.max_length
+    d, layers = wan.width(config), config["num_layers"]
+    linear, square = _linear_and_square(
+        lambda length: wan.forward_flop(config, length, text)["self_attention"], sources.theory.true.tokens
+    )
+    return linear / (layers * d**2), square / (layers * d)
+
+
+def _timestep(sources: Sources) -> tuple[float, float]:
+    """Coefficients of d² and d_τ d in the timestep MLP of one pass."""
+    config = sources.theory.transformer
+    d, inputs = wan.width(config), config["freq_dim"]
+    once, twice = (wan.forward_flop({**config, "freq_dim": n * inputs}, 1, 1)["timestep_mlp"] for n in (1, 2))
+    of_inputs = (twice - once) / (inputs * d)
+    return (once - of_inputs * inputs * d) / d**2, of_inputs
+
+
+def _middle_attention(sources: Sources) -> tuple[float, float]:
+    """Coefficients of C²L and L²C in a latent frame's middle attention of the VAE's decoder."""
+    frames, rows, columns = sources.theory.latent
+    channels = wan_vae.decoder_channels(sources.theory.vae)[0]
+
+    def flop(pixels: int) -> float:
+        stages = wan_vae.decode_flop_by_stage(sources.theory.vae, frames, rows, pixels // rows)
+        return stages["mid_attention"] / frames
+
+    linear, square = _linear_and_square(flop, rows * columns)
+    return linear / channels**2, square / channels
+
+
 def _decoder(sources: Sources) -> list[wan_vae.Convolution]:
     _, rows, columns = sources.theory.latent
     return list(wan_vae.decoder_convolutions(sources.theory.vae, rows * columns, first=False))
@@ -117,14 +182,6 @@ def decoder_layer(sources: Sources, stage: str, part: str, kernel: list[int] | N
     value = prod(layer.kernel) if part == "kernel" else getattr(layer, part)
     size = "×".join(map(str, layer.kernel))
     return Recomputed(float(value), f"{stage}: {size}, {layer.inputs} → {layer.outputs}")
-
-
-@recomputes("theory")
-def default_setting(sources: Sources, model: str, setting: str) -> Recomputed:
-    """A default of our model file, which says where it is from."""
-    return Recomputed(
-        float(getattr(load_model(sources.root, model).defaults, setting)), "the model file's default"
-    )
 
 
 @recomputes("theory")
