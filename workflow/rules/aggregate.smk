@@ -1,20 +1,23 @@
 # Stage 3: raw records to tidy tables.  Seals are checked by content here; a missing or extra record
 # of a sealed experiment already stops the reading of the Snakefile.
+AGGREGATION_CODE = STUDY.sources(
+    "aggregation.py",
+    "measurement/composition.py",
+    "measurement/record.py",
+    "measurement/validity.py",
+    "metering/attribution.py",
+    "metering/codecarbon.py",
+    "work",
+)
+
+
 if not STUDY.is_published:
 
     rule aggregate:
         input:
             STUDY.measurements,
             models=STUDY.model_files,
-            code=STUDY.sources(
-                "aggregation.py",
-                "measurement/composition.py",
-                "measurement/record.py",
-                "measurement/validity.py",
-                "metering/attribution.py",
-                "metering/codecarbon.py",
-                "work",
-            ),
+            code=AGGREGATION_CODE,
         output:
             parquet="<aggregated>/measurements.parquet",
             csv="<aggregated>/configurations.csv",

@@ -193,9 +193,7 @@ if STUDY.compares_models:
             ),
         output:
             figures=[
-                f"<figures>/{name}{end}"
-                for name in MODELS_FIGURES
-                for end in FORMATS
+                f"<figures>/{name}{end}" for name in MODELS_FIGURES for end in FORMATS
             ],
             tables=[
                 *expand(
