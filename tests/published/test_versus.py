@@ -58,6 +58,22 @@ def test_ratio_and_what_the_kernel_explains(base: Path, tmp_path: Path) -> None:
     assert found["ratio_ci95"] == pytest.approx(SLOWER * (their_half**2 + our_half**2) ** 0.5, rel=1e-4)
 
 
+def test_a_campaign_on_the_same_gpu_model_is_compared_alike(base: Path, tmp_path: Path) -> None:
+    """Ours there is planted a tenth slower than our campaign: the study's takes 1.5 / 1.1 times as long."""
+    own = pd.read_csv(base / synthetic.CONFIGURATIONS)
+    own["latency_s"] *= 1.1
+    path = tmp_path / "same.csv"
+    own.to_csv(path, index=False)
+    table = versus_table(base, "h200", synthetic.CONFIGURATIONS, theirs(base, tmp_path), same_gpu=path)
+    found = table.set_index("quantity").loc["latency_s"]
+    assert found["own_h100"] == pytest.approx(1.1 * found["h200"])
+    assert found["same_gpu_ratio"] == pytest.approx(SLOWER / 1.1)
+    assert found["same_gpu_remaining_ratio"] == pytest.approx(SLOWER / 1.1 / synthetic.FLASH_SLOWER)
+    assert found["same_gpu_explained_percent"] == pytest.approx(
+        100 * log(synthetic.FLASH_SLOWER) / log(SLOWER / 1.1)
+    )
+
+
 def test_without_both_kernels_nothing_is_tested(base: Path, tmp_path: Path) -> None:
     rows = [
         row("CogVideoX-2b", duration_s=50),

@@ -331,6 +331,7 @@ if "versus" in STUDY.analyses:
             **STUDY.published_files,
             campaign="config/campaigns/published-h100.yaml",
             configurations="<aggregated>/configurations.csv",
+            same_gpu=STUDY.same_gpu_configurations,
             configs=STUDY.compared_files,
             code=STUDY.sources("analysis", "audit", "published", "study.py", "work"),
         output:
@@ -347,12 +348,15 @@ if "versus" in STUDY.analyses:
         params:
             campaign=STUDY.campaign,
             files=STUDY.published_options,
+            same_gpu=lambda wildcards, input: "".join(
+                f"--same-gpu {path}" for path in input.same_gpu
+            ),
             figures="results/figures/h100_vs_h200",
         message:
             "The study's H100 against campaign {STUDY.campaign}"
         shell:
             "t2v-energy versus --campaign {params.campaign} --configurations {input.configurations} {params.files} "
-            "--out {output.tables} --figures {params.figures} 2> {log}"
+            "{params.same_gpu} --out {output.tables} --figures {params.figures} 2> {log}"
 
 
 ANALYSES = [getattr(rules, name).output for name in STUDY.analyses]

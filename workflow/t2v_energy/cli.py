@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--campaign", required=True, help="our campaign")
     sub.add_argument("--configurations", type=Path, required=True, help="its configurations.csv")
     sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--same-gpu", type=Path, help="configurations.csv of ours on the study's GPU model")
     sub.add_argument("--figures", type=Path, required=True, help="folder of the figures that show both")
 
     sub = command("claims", _claims, "recompute every number that the study prints, as far as the data goes")
@@ -398,7 +399,7 @@ def _versus(options: argparse.Namespace) -> None:
     sweeps = checked_file(options.root, "sweeps", options.sweeps)
     theirs = configurations(options.root, cross_model, sweeps)
     both = (options.root, options.campaign, options.configurations, theirs)
-    table = versus_table(*both)
+    table = versus_table(*both, same_gpu=options.same_gpu)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out, index=False)
     write_overlays(overlays(*both), options.figures)

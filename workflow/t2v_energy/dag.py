@@ -169,6 +169,13 @@ class Dag:
         return [*sweeps, *(["fig5"] if "cross_model" in self.published_files else [])]
 
     @property
+    def same_gpu_configurations(self) -> list[str]:
+        """Stage 3 of the first campaign beside this one that ran on the study's GPU model, if there is."""
+        accelerator = load_study(self.root).accelerator
+        found = [dag.campaign for dag in self.beside if dag.plan.campaign.accelerator == accelerator]
+        return [f"results/aggregated/{key}/configurations.csv" for key in found[:1]]
+
+    @property
     def overlaid_figures(self) -> list[str]:
         """Figures of this campaign that the study's points can be drawn into."""
         swept = self.sweep_figures if "sweeps" in self.published_files else []

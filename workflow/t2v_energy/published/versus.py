@@ -7,7 +7,9 @@ With r the cost on the H100 over ours and k FlashAttention-2 over torch's choice
     explained = ln k / ln r,    remaining ratio = r / k,
 
 which is 1 where the kernel explains all.  What remains is everything else: memory, software, cooling, boards,
-and that our weights are random.  A configuration without both kernels is left untested.
+and that our weights are random.  A configuration without both kernels is left untested.  Where a campaign of
+ours ran on the study's GPU model too, the same is done against it: the GPU model is then no part of what
+remains.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from t2v_energy.analysis.sweep import SETS, fit_predictors, read_sweeps
 COLUMNS = (
     "experiment", "configuration_id", "quantity", "unit", "h100", "h100_std", "h100_n", "h200", "h200_ci95",
     "h200_protocol", "h200_kernel", "h200_boards", "ratio", "ratio_ci95", "kernel_ratio", "kernel_ratio_ci95",
-    "remaining_ratio", "remaining_ratio_ci95", "explained_percent", "tested", "labelled",
+    "remaining_ratio", "remaining_ratio_ci95", "explained_percent", "own_h100", "own_h100_ci95",
+    "same_gpu_ratio", "same_gpu_ratio_ci95", "same_gpu_remaining_ratio", "same_gpu_remaining_ratio_ci95",
+    "same_gpu_explained_percent", "tested", "labelled",
 )  # fmt: skip
 QUANTITIES: Mapping[str, str] = {"latency_s": "s", "gpu_energy_Wh": "Wh"}
 EXPERIMENTS = (models.EXPERIMENT, *SETS)
@@ -37,13 +41,16 @@ PROTOCOLS = ("full", "sampled")
 SIZES = ("height", "width", "num_frames", "num_inference_steps")
 
 
-def versus_table(root: Path, campaign: str, own: Path, theirs: pd.DataFrame) -> pd.DataFrame:
+def versus_table(
+    root: Path, campaign: str, own: Path, theirs: pd.DataFrame, same_gpu: Path | None = None
+) -> pd.DataFrame:
     """One row a configuration that both have and quantity, columns :data:`COLUMNS`.
 
     Args:
         root, campaign: the repository and our campaign.
         own: our configurations.csv, from the root.
         theirs: rows of :func:`t2v_energy.published.campaign.configurations`.
+        same_gpu: configurations.csv of a campaign of ours on the study's GPU model, from the root.
 
     ``ratio`` is theirs over ours, ``_ci95`` half-widths at 95 %: of a mean over prompts (theirs) and of
     repetition (ours), in quadrature; neither holds how boards of one model differ.
@@ -52,6 +59,7 @@ def versus_table(root: Path, campaign: str, own: Path, theirs: pd.DataFrame) -> 
         UserError: our table is missing.
     """
     ours = read_configurations(root / own)
+    beside = None if same_gpu is None else read_configurations(root / same_gpu)
     kernels = read_kernels(root, campaign, own)
     tested = None if kernels is None else kernels_table(kernels)
     model = "" if kernels is None else kernels.model.key
@@ -61,7 +69,8 @@ def versus_table(root: Path, campaign: str, own: Path, theirs: pd.DataFrame) -> 
         if our is None:
             continue
         pair = tested if their["model"] == model else None
-        rows += [_row(their, our, pair, quantity) for quantity in QUANTITIES]
+        twin = None if beside is None else _counterpart(beside, their)
+        rows += [_row(their, our, twin, pair, quantity) for quantity in QUANTITIES]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -82,34 +91,51 @@ def _counterpart(ours: pd.DataFrame, their: pd.Series) -> pd.Series | None:
     return ranked.sort_values(["place", "no_interval", "protocol_place"], kind="stable").iloc[0]
 
 
-def _row(their: pd.Series, our: pd.Series, kernels: pd.DataFrame | None, quantity: str) -> dict[str, Any]:
-    ratio = float(their[quantity]) / float(our[quantity])
-    half = ratio * hypot(*(float(row[f"{quantity}_ci95"]) / float(row[quantity]) for row in (their, our)))
+def _row(
+    their: pd.Series, our: pd.Series, twin: pd.Series | None, kernels: pd.DataFrame | None, quantity: str
+) -> dict[str, Any]:
+    ratio = _over(their, our, quantity)
     found: dict[str, Any] = {
         "experiment": their["experiment"], "configuration_id": their["configuration_id"],
         "quantity": quantity, "unit": QUANTITIES[quantity], "labelled": their["labelled"], "tested": "no",
         "h100": their[quantity], "h100_std": their[f"{quantity}_std"], "h100_n": their[f"{quantity}_n"],
         "h200": our[quantity], "h200_ci95": our[f"{quantity}_ci95"],
         "h200_protocol": our["protocol"], "h200_kernel": our["attention_kernel"], "h200_boards": our["gpus"],
-        "ratio": ratio, "ratio_ci95": half,
+        "ratio": ratio[0], "ratio_ci95": ratio[1],
     }  # fmt: skip
-    if kernels is None:
+    same = None
+    if twin is not None:
+        same = _over(their, twin, quantity)
+        found |= {"own_h100": twin[quantity], "own_h100_ci95": twin[f"{quantity}_ci95"]}
+        found |= {"same_gpu_ratio": same[0], "same_gpu_ratio_ci95": same[1]}
+    kernel = None if kernels is None else _kernel_ratio(kernels, their, quantity)
+    if kernel is None:
         return found
-    same = kernels[
-        (kernels[list(SIZES)] == their[list(SIZES)].to_numpy()).all(axis=1)
-        & (kernels["quantity"] == quantity)
-    ]
-    if same.empty:
-        return found
-    kernel, kernel_half = float(same.iloc[0]["ratio"]), float(same.iloc[0]["ratio_ci95"])
-    remaining = ratio / kernel
-    return found | {
-        "kernel_ratio": kernel,
-        "kernel_ratio_ci95": kernel_half,
-        "remaining_ratio": remaining,
-        "remaining_ratio_ci95": remaining * hypot(half / ratio, kernel_half / kernel),
-        "explained_percent": 100 * log(kernel) / log(ratio) if ratio != 1 else nan,
-        "tested": "yes",
+    found |= {"kernel_ratio": kernel[0], "kernel_ratio_ci95": kernel[1], "tested": "yes"}
+    found |= _explained(ratio, kernel, "")
+    return found | (_explained(same, kernel, "same_gpu_") if same else {})
+
+
+def _over(their: pd.Series, our: pd.Series, quantity: str) -> tuple[float, float]:
+    """Theirs over ours, and the half-width of both in quadrature."""
+    ratio = float(their[quantity]) / float(our[quantity])
+    relative = (float(row[f"{quantity}_ci95"]) / float(row[quantity]) for row in (their, our))
+    return ratio, ratio * hypot(*relative)
+
+
+def _kernel_ratio(kernels: pd.DataFrame, their: pd.Series, quantity: str) -> tuple[float, float] | None:
+    """FlashAttention-2 over torch's choice at their size, with its half-width; None without both."""
+    sizes = (kernels[list(SIZES)] == their[list(SIZES)].to_numpy()).all(axis=1)
+    same = kernels[sizes & (kernels["quantity"] == quantity)]
+    return None if same.empty else (float(same.iloc[0]["ratio"]), float(same.iloc[0]["ratio_ci95"]))
+
+
+def _explained(ratio: tuple[float, float], kernel: tuple[float, float], prefix: str) -> dict[str, float]:
+    remaining = ratio[0] / kernel[0]
+    return {
+        f"{prefix}remaining_ratio": remaining,
+        f"{prefix}remaining_ratio_ci95": remaining * hypot(ratio[1] / ratio[0], kernel[1] / kernel[0]),
+        f"{prefix}explained_percent": 100 * log(kernel[0]) / log(ratio[0]) if ratio[0] != 1 else nan,
     }
 
 
