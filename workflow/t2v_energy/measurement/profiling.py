@@ -20,9 +20,9 @@ STEPS = 1
 OPERATOR = "::"
 """In the name of each of torch's operators, and of nothing else.
 
-torch gives a kernel to every event of the host that carries the number of the operator which launched it. Notes
-of the tracer itself ("Command Buffer Full", "Activity Buffer Request") and CUDA's own calls are numbered apart,
-so some of them share a number with an operator and would count its kernels once more, under another one."""
+torch gives a kernel to every event of the host that carries the number of the operator that launched it.
+Notes of the tracer itself ("Command Buffer Full", "Activity Buffer Request") and CUDA's own calls are
+numbered apart, so some share a number with an operator and would count its kernels again, under another."""
 OUTSIDE = ""
 """Stage of what no stage's call launched."""
 
