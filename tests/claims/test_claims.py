@@ -47,7 +47,7 @@ def table(tmp_path: Path) -> Table:
 def printed_rows() -> list[dict[str, object]]:
     """Self-written rows of every model, two prompts each, whose means are those that table 4 prints."""
     rows = []
-    for key, model in STUDY.models.items():
+    for model in STUDY.models.values():
         latency_s = model.latency_s[0]
         defaults = model.defaults
         size = (defaults.height, defaults.width, defaults.num_frames, defaults.num_inference_steps)
@@ -64,7 +64,6 @@ def printed_rows() -> list[dict[str, object]]:
             )
             each["duration_generate"] = latency_s + off * model.latency_s[1] / 2**0.5
             rows.append(each | {"runs": 5, "cpu_count": 8})
-        assert key
     return rows
 
 
@@ -185,8 +184,6 @@ def test_without_the_authors_files_it_is_built_and_says_what_is_absent(table: Ta
 def test_table_4_is_reproduced_from_rows_with_its_means_and_deviations(table: Table, tmp_path: Path) -> None:
     found = table(write(tmp_path / "rows.csv", printed_rows()))
     cells = found[found["place"] == "table 4"]
-    energies = cells[~cells.index.str.contains("latency")]
-    assert set(energies["verdict"]) == {"reproduced"}
     assert set(cells["verdict"]) == {"reproduced"}
     assert found.loc["table2.wan2.1-t2v-14b.height", "verdict"] == "reproduced"
 

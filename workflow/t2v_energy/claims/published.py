@@ -44,12 +44,11 @@ def video_std(sources: Sources, model: str, quantity: str) -> Recomputed:
 @recomputes("published-h100")
 def labelled_setting(sources: Sources, model: str, setting: str) -> Recomputed:
     """A setting as the table labels a model's rows: ``height``, ``width``, ``num_frames``, …, ``fps``."""
-    lines = set(sources.model_videos(model)["line"])
-    assert sources.rows is not None
+    lines, rows = set(sources.model_videos(model)["line"]), sources.published_rows
     column = {"num_inference_steps": "steps"}.get(setting, setting)
-    if column not in sources.rows:
+    if column not in rows:
         raise DataAbsent(f"the authors' cross-model table has no column {column!r}")
-    cells = pd.to_numeric(sources.rows.loc[sources.rows["line"].isin(lines), column], errors="coerce")
+    cells = pd.to_numeric(rows.loc[rows["line"].isin(lines), column], errors="coerce")
     values = sorted(set(cells.dropna()))
     if len(values) != 1:
         raise DataAbsent(f"the table gives {model} {len(values)} values of {column}")
@@ -59,15 +58,13 @@ def labelled_setting(sources: Sources, model: str, setting: str) -> Recomputed:
 @recomputes("published-h100")
 def protocol_count(sources: Sources, column: str) -> Recomputed:
     """``runs``, ``warmup`` or ``cpu_count``, where all rows have one value."""
-    if sources.rows is None:
-        _ = sources.all_videos
-    assert sources.rows is not None
-    if column not in sources.rows:
+    rows = sources.published_rows
+    if column not in rows:
         raise DataAbsent(f"the authors' cross-model table has no column {column!r}")
-    values = sorted(set(pd.to_numeric(sources.rows[column])))
+    values = sorted(set(pd.to_numeric(rows[column], errors="coerce").dropna()))
     if len(values) != 1:
         raise DataAbsent(f"column {column} has {len(values)} different values")
-    return Recomputed(float(values[0]), f"column {column}, the same in all {len(sources.rows)} rows")
+    return Recomputed(float(values[0]), f"column {column}, the same in all {len(rows)} rows")
 
 
 @recomputes("published-h100")
@@ -83,10 +80,8 @@ def prompts_per_model(sources: Sources, extreme: str) -> Recomputed:
 @recomputes("published-h100")
 def gpu_memory_GB(sources: Sources) -> Recomputed:
     """Memory that the GPU's name says (GB)."""
-    if sources.rows is None:
-        _ = sources.all_videos
-    assert sources.rows is not None
-    names = sorted(set(sources.rows["gpu_model"]))
+    rows = sources.published_rows
+    names = sorted(set(rows["gpu_model"]))
     found = re.search(r"(\d+)GB", names[0])
     if len(names) != 1 or not found:
         raise DataAbsent("the table names no one GPU with its memory")

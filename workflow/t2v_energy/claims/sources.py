@@ -17,6 +17,8 @@ from t2v_energy.published.tables import read_cross_model, read_sweeps
 from t2v_energy.published.videos import videos
 from t2v_energy.study import Study, load_study
 
+NO_CROSS_MODEL = "needs the authors' cross-model table (--config published_cross_model=FILE)"
+
 
 class DataAbsent(Exception):
     """The numbers that a recomputation needs are not here; the message says which, and how to give them."""
@@ -74,8 +76,15 @@ class Sources:
     def all_videos(self) -> pd.DataFrame:
         """The authors' rows of every model."""
         if self.cross_model is None:
-            raise DataAbsent("needs the authors' cross-model table (--config published_cross_model=FILE)")
+            raise DataAbsent(NO_CROSS_MODEL)
         return self.cross_model
+
+    @property
+    def published_rows(self) -> pd.DataFrame:
+        """The authors' cross-model table with its own names."""
+        if self.rows is None:
+            raise DataAbsent(NO_CROSS_MODEL)
+        return self.rows
 
     def sweep(self, experiment: str) -> pd.DataFrame:
         """The authors' rows of one sweep."""

@@ -185,6 +185,22 @@ def decoder_layer(sources: Sources, stage: str, part: str, kernel: list[int] | N
 
 
 @recomputes("theory")
+def decoder_grid(sources: Sources, stage: str, part: str, kernel: list[int] | None = None) -> Recomputed:
+    """T over a decoder layer's output ``frames``, or H over its output height (``side``), default size."""
+    height, width, frames, _ = sources.theory.size
+    layers = wan_vae.decoded_layers(sources.theory.vae, *sources.theory.latent)
+    found = [x for x, _ in layers if x.stage == stage and (kernel is None or [*x.kernel] == kernel)]
+    if not found:
+        raise DataAbsent(f"the decoder's stage {stage} has no convolution {kernel}")
+    layer = found[0]
+    if part == "frames":
+        return Recomputed(frames / layer.frames, f"{layer.frames} output frames of {frames}")
+    return Recomputed(
+        (height * width / layer.pixels) ** 0.5, f"{layer.pixels} output positions of {height}×{width}"
+    )
+
+
+@recomputes("theory")
 def pipeline_side(sources: Sources, side: int) -> Recomputed:
     """The nearest side (pixels) that the pipeline of Wan2.1-T2V-1.3B runs; it refuses all others."""
     multiple = sources.theory.model.limits.size_multiple
