@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,18 @@ def test_the_campaign_of_the_paper_has_the_folder_figures(root: Path) -> None:
     found = dag(root, paper_campaign="big")
     assert found.is_paper_campaign
     assert found.figures == "figures"
+
+
+def test_only_sealed_campaigns_with_models_stand_beside_the_papers(root: Path) -> None:
+    shutil.copy(tiny.ROOT / "config/experiments/cross-model.yaml", root / "config/experiments")
+    assert dag(root, paper_beside=["h100"]).beside == []  # not the paper's campaign
+    with pytest.raises(UserError, match="paper_beside: campaign 'h100' is not sealed"):
+        _ = dag(root, paper_campaign="big", paper_beside=["h100"]).beside
+    shutil.copytree(tiny.ROOT / "results/raw/h100", root / "results/raw/h100")
+    (found,) = dag(root, paper_campaign="big", paper_beside=["h100"]).beside
+    assert found.campaign == "h100"
+    assert any(name.startswith("results/raw/h100/cross-model/wan2.1-t2v-14b") for name in found.measurements)
+    assert found.beside == []
 
 
 def test_a_cpu_campaign_needs_no_gpu(root: Path) -> None:

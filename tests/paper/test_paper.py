@@ -318,7 +318,9 @@ def test_what_the_prose_says_of_boards_and_power_is_so(built: dict[str, dict[str
 def test_what_the_prose_says_of_growth_is_so(built: dict[str, dict[str, Any]]) -> None:
     table = rows_of("scaling")
     pairs = table[(table["kind"] == "pair") & (table["set"] != "steps")]
-    assert (pairs["exponent_ci95_high"] < 2).all(), "no interval reaches two"
+    reaching = pairs[pairs["exponent_ci95_high"] >= 2]
+    assert set(reaching["range"]) == {"1440×2560 to 1984×3520"}, "only the largest pair reaches two"
+    assert (reaching["exponent_ci95_low"] < 2).all()
     doubling = rows_of("doubling")
     assert not set(doubling["dimension"]) & {"height", "width"}, "no two sizes differ by one side alone"
     large = doubling[doubling["dimension"] != "steps"]
@@ -358,7 +360,7 @@ def test_two_of_the_flagged_configurations_began_a_process(built: dict[str, dict
     flagged = pd.concat([configurations("resolution"), configurations("frames")])
     flagged = flagged[flagged["flags"].notna()]
     counts = built["resolution.flagged"]["value"] + built["frames.flagged"]["value"]
-    assert len(flagged) == counts == 3
+    assert len(flagged) == counts == 4
     spans = pd.read_parquet(ROOT / "results/aggregated/h200/measurements.parquet")
     stalled = 0
     for _, row in flagged.iterrows():
@@ -367,7 +369,7 @@ def test_two_of_the_flagged_configurations_began_a_process(built: dict[str, dict
         ends = own.groupby(["pass_index", "generation", "step"])["end_s"].max()
         starts = own.groupby(["pass_index", "generation", "step"])["start_s"].min()
         steps = ends - starts
-        stalled += steps[1, 0, 2] > 1.04 * steps[1].median()
+        stalled += steps.get((1, 0, 2), 0) > 1.04 * steps[1].median()  # the largest size ran one step
     assert stalled == 2
 
 
