@@ -256,6 +256,7 @@ def test_numbers_count_the_table(table: Table) -> None:
     verdicts = ("reproduced", "differs", "inconsistent", "not_obtainable", "absent")
     counts = {name: numbers[f"claims.{name}"].value for name in verdicts}
     assert sum(int(value) for value in counts.values()) == numbers["claims.rows"].value == len(CLAIMS)
+    assert 30 <= int(numbers["claims.functions"].value) <= len(functions())
     assert counts["not_obtainable"] == (built["verdict"] == "not obtainable").sum()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from math import nan
@@ -129,7 +130,7 @@ def claims_numbers(table: pd.DataFrame, file: str) -> Mapping[str, Number]:
         "not_obtainable": "not obtainable", "absent": "data absent",
     }  # fmt: skip
     found = {key: (counts[verdict], f"verdict={verdict}") for key, verdict in names.items()}
-    used = {text.partition("(")[0] for text in table["recomputation"] if text}
+    used = {name for text in table["recomputation"] for name in re.findall(r": (\w+)\(", text)}
     cells = table[table["place"] == "table 4"]
     found |= {
         "rows": (len(table), "all rows"),
