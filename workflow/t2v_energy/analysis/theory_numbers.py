@@ -94,7 +94,8 @@ def measured_calls(
 ) -> dict[str, MeasuredCall]:
     """Measured denoiser calls of experiment ``resolution``, ``smallest`` and ``default``, where it has them.
 
-    Empty for a campaign of another model, or whose accelerator has no published values.
+    Empty for a campaign of another model, without spans of steps, or whose accelerator has no published
+    values.
 
     Raises:
         UserError: the table is missing, or the campaign is unknown.
@@ -105,6 +106,8 @@ def measured_calls(
     if theory.accelerators[accelerator].nominal:
         return {}
     rows = pd.read_csv(path)
+    if "step_time_s" not in rows:
+        return {}
     rows = rows.query("experiment == 'resolution' and status == 'ok' and model == @theory.model.key")
     calls = {}
     for label, (height, width, frames) in {"smallest": theory.smallest, "default": theory.size[:3]}.items():
