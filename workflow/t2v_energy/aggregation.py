@@ -13,6 +13,7 @@ passes lie apart is a column of its own, ``_pass_spread_percent``.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-from t2v_energy.config import load_accelerator, load_campaign, load_model
+from t2v_energy.config import Accelerator, load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import (
     CONFIDENCE,
@@ -278,6 +279,8 @@ def _identity(record: Record) -> dict[str, Any]:
         "pass_index": record.pass_index,
         "attention_kernel": _kernel(record),
         "intervention": "+".join(configuration.interventions),
+        "gpu_name": _set_up(record)["gpu_name"],
+        "record": _origin(record),
     }
 
 
@@ -392,14 +395,27 @@ def _stages(rows: pd.DataFrame, weights: Array) -> pd.DataFrame:
 
 
 def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measurement]]:
-    """The passes of each configuration × protocol × kernel × status, in a fixed order."""
+    """The passes of each configuration × protocol × kernel × status, in a fixed order.
+
+    What only a merged campaign may hold several of is never averaged over (:func:`_set_up`).
+    """
 
     def key(m: _Measurement) -> tuple[str, ...]:
         r = m.record
-        return (r.experiment, r.configuration_id, r.protocol, _kernel(r), r.status)
+        return (r.experiment, r.configuration_id, r.protocol, _kernel(r), r.status, *_set_up(r).values())
 
     for _, group in groupby(sorted(measurements, key=key), key=key):
         yield list(group)
+
+
+def _set_up(record: Record) -> dict[str, str]:
+    """GPU model, protocol settings (ten digits of their checksum) and weights."""
+    gpu, settings = record.environment.gpu, record.protocol_settings.model_dump_json()
+    return {
+        "gpu_name": gpu.name if gpu else "",
+        "protocol_settings": hashlib.sha256(settings.encode()).hexdigest()[:10],
+        "weights": record.environment.weights,
+    }
 
 
 def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
@@ -407,7 +423,7 @@ def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     record = passes[0].record
     measured = [m for m in passes if m.generations]
     videos = _mean_videos(passes)
-    named = ("campaign", "configuration_id", "pass_index")
+    named = ("campaign", "configuration_id", "pass_index", "gpu_name", "record")
     row = {name: value for name, value in _identity(record).items() if name not in named}
     row["status"] = record.status
     row |= _quantities(passes) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
@@ -468,16 +484,20 @@ def merged_estimate(passes: Sequence[ArrayLike], instrument_ci95: float = 0.0) -
 
 def _kinds(passes: list[_Measurement]) -> dict[str, str]:
     """Kind of each energy; passes of different kinds are joined by ``+``, so that no mean hides a mixture."""
-    kinds: dict[str, set[str]] = {name: set() for name in ENERGIES}
-    for m in passes:
-        reading = m.record.codecarbon
-        if m.record.ticks:
-            kinds["gpu_energy_Wh"].add("measured")
-        if reading and reading.cpu_method != "none":
-            kinds["cpu_energy_Wh"].add(cpu_kind(reading.cpu_method))
-        if reading and reading.ram_method != "none":
-            kinds["ram_energy_Wh"].add("constant")
-    return {f"{name}_kind": "+".join(sorted(found)) for name, found in kinds.items()}
+    of_each = [energy_kinds(m.record) for m in passes]
+    return {f"{name}_kind": "+".join(sorted({kinds[name] for kinds in of_each} - {""})) for name in ENERGIES}
+
+
+def energy_kinds(record: Record) -> dict[str, str]:
+    """Kind of each energy of a record: measured, modelled or constant; empty for one that it lacks."""
+    reading = record.codecarbon
+    has_cpu = reading is not None and reading.cpu_method != "none"
+    has_ram = reading is not None and reading.ram_method != "none"
+    return {
+        "gpu_energy_Wh": "measured" if record.ticks else "",
+        "cpu_energy_Wh": cpu_kind(reading.cpu_method) if reading and has_cpu else "",
+        "ram_energy_Wh": "constant" if has_ram else "",
+    }
 
 
 def _shares(videos: pd.DataFrame) -> dict[str, float]:
@@ -518,9 +538,11 @@ def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]
 def _mfu(record: Record, latency_s: float, root: Path) -> float:
     """True work over what the accelerator could have done in the same time.
 
-    NaN on a nominal accelerator, and of a model that no closed forms count.
+    NaN on a nominal or unknown accelerator, and of a model that no closed forms count.
     """
-    accelerator = load_accelerator(root, load_campaign(root, record.campaign).accelerator)
+    accelerator = _accelerator(record, root)
+    if accelerator is None:
+        return nan
     c = record.configuration
     model = load_model(root, c.model)
     if accelerator.nominal or record.status != "ok" or model.architecture == "other":
@@ -529,6 +551,17 @@ def _mfu(record: Record, latency_s: float, root: Path) -> float:
     size = (c.height, c.width, c.num_frames)
     work = true_work(model, *size, c.num_inference_steps, prompt_tokens=tokens)
     return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
+
+
+def _accelerator(record: Record, root: Path) -> Accelerator | None:
+    """The campaign's; of a merged campaign of several GPU models, the one of the record's own campaign."""
+    campaign = load_campaign(root, record.campaign)
+    if record.source and campaign.gpu_name is None:
+        own = record.source.campaign
+        if not (root / "config" / "campaigns" / f"{own}.yaml").is_file():
+            return None
+        campaign = load_campaign(root, own)
+    return load_accelerator(root, campaign.accelerator)
 
 
 def _memory(passes: list[_Measurement]) -> dict[str, float]:
@@ -579,6 +612,7 @@ def _pass_means(passes: list[_Measurement]) -> dict[str, Any]:
 def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
     """Which records these are, their own flags, and the validity rules that they break (``level:rule``)."""
     flags: set[str] = set()
+    ordered = sorted((m.record for m in passes), key=lambda record: record.pass_index)
     for m in passes:
         findings = check(m.record)
         rules = {f.rule for f in findings}
@@ -589,7 +623,16 @@ def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
         "flags": ";".join(sorted(flags)),
         "configuration_id": passes[0].record.configuration_id,
         "passes": len(passes),
+        **_set_up(passes[0].record),
+        "hosts": ";".join(record.environment.host for record in ordered),
+        "records": ";".join(_origin(record) for record in ordered),
     }
+
+
+def _origin(record: Record) -> str:
+    """Campaign and file of a record where it was sealed, before any merging."""
+    source = record.source
+    return f"{source.campaign}/{source.record}" if source else f"{record.campaign}/{record.file_name}"
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:

@@ -91,6 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--experiment", required=True)
 
+    sub = command(
+        "merge", _merge, "make one campaign of several sealed ones; each record says where it is from"
+    )
+    sub.add_argument("sources", nargs="+", metavar="CAMPAIGN", help="key, or folder of a campaign's records")
+    sub.add_argument("--into", required=True, metavar="KEY", help="a campaign without records yet")
+    sub.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MIXTURE",
+        help="what may differ all the same: gpu-models, protocols, protocol-settings, weights, kinds, "
+        "duplicates; the error that refuses it says what happens then. May be given again",
+    )
+
     sub = command("aggregate", _aggregate, "stage 3: records to tidy tables")
     _campaign(sub)
     sub.add_argument("--parquet", type=Path, required=True)
@@ -283,6 +297,13 @@ def _seal(options: argparse.Namespace) -> None:
     folder = raw_folder(options.root, plan.campaign.key, options.experiment)
     expected = [item.record for item in plan.items(options.experiment)]
     print(seal(folder, expected, expected_gpu=plan.campaign.gpu_name))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from t2v_energy.merging import merge
+
+    for folder in merge(options.root, options.sources, options.into, options.allow):
+        print(folder)
 
 
 def _aggregate(options: argparse.Namespace) -> None:

@@ -164,6 +164,14 @@ class Operators(_Part):
         return self
 
 
+class Source(_Part):
+    """Where a merged record is from: campaign, file name and checksum (SHA-256) of what was first sealed."""
+
+    campaign: str
+    record: str
+    sha256: str
+
+
 class Record(_Part):
     """One measurement, whole."""
 
@@ -190,6 +198,7 @@ class Record(_Part):
     codecarbon: CodeCarbonReading | None = None
     memory: Memory = Memory()
     operators: Operators | None = None
+    source: Source | None = None
 
     @property
     def file_name(self) -> str:

@@ -50,7 +50,12 @@ def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None)
         verify(folder)
         return folder / SEAL
     _refuse_invalid(folder, present, expected_gpu)
-    text = "".join(f"{_sha256(path)}  {path.name}\n" for path in present)
+    return write_seal(folder)
+
+
+def write_seal(folder: Path) -> Path:
+    """Write the checksums of the records in ``folder``, whatever they are; returns that file."""
+    text = "".join(f"{sha256(path)}  {path.name}\n" for path in record_paths(folder))
     write_atomically(folder / SEAL, text)
     return folder / SEAL
 
@@ -81,7 +86,7 @@ def verify(folder: Path) -> list[Path]:
         RESTORE,
         missing=set(sums) - present,
         extra=present - set(sums),
-        changed={name for name in set(sums) & present if _sha256(folder / name) != sums[name]},
+        changed={name for name in set(sums) & present if sha256(folder / name) != sums[name]},
     )
     return [folder / name for name in sorted(sums)]
 
@@ -136,5 +141,6 @@ def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None) -
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Checksum of a file, as ``sha256sum`` prints it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
