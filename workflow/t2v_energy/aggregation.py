@@ -14,16 +14,22 @@ passes lie apart is a column of its own, ``_pass_spread_percent``.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from math import hypot, isfinite, nan, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
@@ -47,6 +53,10 @@ from t2v_energy.metering.attribution import energies_J
 from t2v_energy.metering.codecarbon import cpu_kind
 from t2v_energy.work import true_work
 
+T = TypeVar("T")
+
+PORTION = 50
+"""Records that are read at once."""
 J_PER_WH = 3600.0
 B_PER_GIB = 2**30
 CI95_PER_CI90 = 1.96 / 1.645  # the instrument's interval is taken as normal
@@ -65,7 +75,9 @@ CODECARBON = (
 )
 
 
-def aggregate(records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, root: Path) -> None:
+def aggregate(
+    records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, root: Path, processes: int = 1
+) -> None:
     """Write ``measurements.parquet`` and ``configurations.csv`` of one campaign.
 
     Args:
@@ -73,42 +85,90 @@ def aggregate(records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, r
             such as a size that was taken out of the experiment, is left alone.
         parquet, csv: the files to write; folders are made, older files replaced.
         root: the repository's root, whose ``config/`` has the models and accelerators.
+        processes: at most so many work at once. Records are read a few at a time, so memory grows with the
+            number of configurations, not with that of spans; the result is the same.
 
     Raises:
         UserError: a record is corrupt, truncated, foreign (another experiment's or campaign's) or of
             another schema version; an experiment has no record; a record has no energy where it should.
     """
-    measurements = [_measurement(record) for record in read_records(records)]
-    spans = _all_spans(measurements)
-    rows = pd.DataFrame([_row(group, root) for group in _merged_passes(measurements)])
-    parquet.parent.mkdir(parents=True, exist_ok=True)
-    temporary = parquet.with_name(f".{parquet.name}.{os.getpid()}.tmp")
-    spans.to_parquet(temporary, index=False)
-    os.replace(temporary, parquet)
-    write_atomically(csv, _ordered(rows).to_csv(index=False, float_format="%.10g"), overwrite=True)
-
-
-def read_records(records: Mapping[str, Sequence[Path]]) -> Iterator[Record]:
-    """Every record of every experiment, in the order of ``records``.
-
-    Raises:
-        UserError: a record cannot be read, or belongs to another experiment or campaign than the rest.
-    """
-    campaign = None
     for experiment, paths in records.items():
         if not paths:
             raise UserError(f"experiment {experiment!r} has no records", remedy="measure it first")
+    portions = list(_portions(records))
+    campaign = read_record(portions[0][0][1]).campaign if portions else ""
+    temporary = parquet.with_name(f".{parquet.name}.{os.getpid()}.tmp")
+    rows: list[_KeyedRow] = []
+    try:
+        with ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            work = partial(_portion_tables, campaign, root)
+            for spans, of_portion in _mapped(work, portions, processes, stack):
+                rows += of_portion
+                table = pa.Table.from_pandas(spans, preserve_index=False)
+                if writer is None:
+                    parquet.parent.mkdir(parents=True, exist_ok=True)
+                    writer = stack.enter_context(pq.ParquetWriter(temporary, table.schema))
+                writer.write_table(table.cast(writer.schema))
+        os.replace(temporary, parquet)
+    finally:
+        temporary.unlink(missing_ok=True)
+    ordered = pd.DataFrame([row for _, row in sorted(rows, key=lambda keyed: keyed[0])])
+    write_atomically(csv, _ordered(ordered).to_csv(index=False, float_format="%.10g"), overwrite=True)
+
+
+_KeyedRow = tuple[tuple[str, ...], dict[str, Any]]
+_Portion = list[tuple[str, Path]]
+"""Experiment and path of some records; all passes of a configuration are in one portion."""
+
+
+def _portions(records: Mapping[str, Sequence[Path]]) -> Iterator[_Portion]:
+    """The records in their order, passes of a configuration together, in parts of about ``PORTION``."""
+    portion: _Portion = []
+    for experiment, paths in records.items():
+        by_measurement: dict[str, list[Path]] = {}
         for path in paths:
-            record = read_record(path)
-            campaign = campaign or record.campaign
-            if (record.campaign, record.experiment) != (campaign, experiment):
-                raise UserError(
-                    f"foreign record: of campaign {record.campaign!r}, experiment {record.experiment!r}, "
-                    f"among those of {campaign!r}, {experiment!r}",
-                    where=str(path),
-                    remedy="move it to its own folder",
-                )
-            yield record
+            by_measurement.setdefault(path.name.rpartition("_r")[0], []).append(path)
+        for passes in by_measurement.values():
+            portion += [(experiment, path) for path in passes]
+            if len(portion) >= PORTION:
+                yield portion
+                portion = []
+    if portion:
+        yield portion
+
+
+def _mapped(
+    work: Callable[[_Portion], T], portions: list[_Portion], processes: int, stack: ExitStack
+) -> Iterator[T]:
+    """``work`` of each portion, in their order, by several processes where that is worth starting them."""
+    if min(processes, len(portions)) < 2:
+        return map(work, portions)
+    # Not forked: this process has threads, pyarrow's among them.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(portions)), mp_context=context)
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool.map(work, portions)
+
+
+def _portion_tables(campaign: str, root: Path, portion: _Portion) -> tuple[pd.DataFrame, list[_KeyedRow]]:
+    """The spans of a portion, and its rows of ``configurations.csv``, each with what it is sorted by."""
+    measurements = [_measurement(_own(path, campaign, experiment)) for experiment, path in portion]
+    rows = [(key, _row(passes, root)) for key, passes in _merged_passes(measurements)]
+    return _all_spans(measurements), rows
+
+
+def _own(path: Path, campaign: str, experiment: str) -> Record:
+    """A record, which must be of this campaign and experiment."""
+    record = read_record(path)
+    if (record.campaign, record.experiment) != (campaign, experiment):
+        raise UserError(
+            f"foreign record: of campaign {record.campaign!r}, experiment {record.experiment!r}, "
+            f"among those of {campaign!r}, {experiment!r}",
+            where=str(path),
+            remedy="move it to its own folder",
+        )
+    return record
 
 
 # --- one record ---------------------------------------------------------------------------------------------
@@ -121,7 +181,7 @@ class _Measurement:
     Attributes:
         record: the record.
         generations: its measured generations; none for a record that is not ``ok``.
-        spans: its rows of ``measurements.parquet``, without the columns that say whose they are.
+        spans: columns of its rows of ``measurements.parquet``, without those that say whose they are.
         videos: one row a repetition: every quantity of a whole video composed from its generations' mean.
             Short clips apart, a repetition is one generation.
         idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
@@ -131,7 +191,7 @@ class _Measurement:
 
     record: Record
     generations: list[Generation]
-    spans: pd.DataFrame
+    spans: dict[str, Array]
     videos: pd.DataFrame
     idle_J: float
     idle_s: float
@@ -157,8 +217,9 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     rows["gpu_energy_J"], rows["gpu_energy_J_ci90"] = _energies(
         record, _edges(rows["start_s"], rows["end_s"])
     )
-    rows["gpu_energy_kind"] = "measured" if record.ticks else ""
-    rows["mean_power_W"] = rows["gpu_energy_J"] / rows["duration_s"].where(rows["duration_s"] > 0)
+    lasting_s = np.where(rows["duration_s"] > 0, rows["duration_s"], nan)
+    rows["gpu_energy_kind"] = np.full(len(lasting_s), "measured" if record.ticks else "", dtype=object)
+    rows["mean_power_W"] = rows["gpu_energy_J"] / lasting_s
 
     whole = _edges([g.start_s for g in found], [g.end_s for g in found])
     loops = _edges([g.loop_start_s for g in found], [g.loop_end_s for g in found])
@@ -166,7 +227,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     idle, stretch = (_idle(record), _stretch(record, found)) if found else (_edges(), _edges())
     # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
     # pause, and as borders their edges would only hide how steady power is beside the loop's own.
-    once = rows.loc[rows["step"] < 0, ["start_s", "end_s"]].to_numpy().ravel()
+    once = _edges(rows["start_s"], rows["end_s"])[rows["step"] < 0].ravel()
     repeated = _repeated(found)
     groups = (whole, loops, settled, idle, stretch, repeated)
     energy, ci90 = _energies(record, np.concatenate(groups), once)
@@ -241,7 +302,7 @@ def _kernel(record: Record) -> str:
     )
 
 
-def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
+def _span_rows(record: Record, found: list[Generation]) -> dict[str, Array]:
     """Times of the measured generations' spans; ``generation`` counts from 0."""
     spans = record.spans
     number = {g.index: count for count, g in enumerate(found)}
@@ -249,18 +310,16 @@ def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
     kept = np.isin(window, list(number))
     start_s = np.asarray(spans.start_s, dtype=np.float64)[kept]
     end_s = np.asarray(spans.end_s, dtype=np.float64)[kept]
-    return pd.DataFrame(
-        {
-            "window": window[kept],
-            "generation": np.array([number[w] for w in window[kept].tolist()], dtype=np.int64),
-            "stage": pd.Series(np.asarray(spans.stage, dtype=object)[kept], dtype="str"),
-            "step": np.asarray(spans.step, dtype=np.int64)[kept],
-            "call": np.asarray(spans.call, dtype=np.int64)[kept],
-            "start_s": start_s,
-            "end_s": end_s,
-            "duration_s": end_s - start_s,
-        }
-    )
+    return {
+        "window": window[kept],
+        "generation": np.array([number[w] for w in window[kept].tolist()], dtype=np.int64),
+        "stage": np.asarray(spans.stage, dtype=object)[kept],
+        "step": np.asarray(spans.step, dtype=np.int64)[kept],
+        "call": np.asarray(spans.call, dtype=np.int64)[kept],
+        "start_s": start_s,
+        "end_s": end_s,
+        "duration_s": end_s - start_s,
+    }
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -287,11 +346,11 @@ def _identity(record: Record) -> dict[str, Any]:
 def _all_spans(measurements: list[_Measurement]) -> pd.DataFrame:
     """The whole of ``measurements.parquet``."""
     identities = pd.DataFrame([_identity(m.record) for m in measurements])
-    lengths = [len(m.spans) for m in measurements]
+    lengths = [len(m.spans["window"]) for m in measurements]
     repeated = identities.take(np.repeat(np.arange(len(lengths)), lengths)).reset_index(drop=True)
-    return pd.concat(
-        [repeated, pd.concat([m.spans for m in measurements], ignore_index=True)], axis="columns"
-    )
+    columns = {name: np.concatenate([m.spans[name] for m in measurements]) for name in measurements[0].spans}
+    spans = pd.DataFrame(columns).astype({"stage": "str", "gpu_energy_kind": "str"})
+    return pd.concat([repeated, spans], axis="columns")
 
 
 def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
@@ -344,14 +403,14 @@ def _add_gpu_energy(
     videos["step_energy_J"] = (loop_J + extra * settled[0]) / steps
 
 
-def _span_weights(record: Record, found: list[Generation], rows: pd.DataFrame) -> Array:
+def _span_weights(record: Record, found: list[Generation], rows: Mapping[str, Array]) -> Array:
     """How often each span of ``rows`` comes in a whole video: once, or as often as its step counts."""
     steps = record.configuration.num_inference_steps
-    weights = np.ones(len(rows))
+    weights = np.ones(len(rows["step"]))
     for number, generation in enumerate(found):
-        inside = ((rows["generation"] == number) & (rows["step"] >= 0)).to_numpy()
+        inside = (rows["generation"] == number) & (rows["step"] >= 0)
         of_step = step_weights(generation.step_starts_s, steps)
-        weights[inside] = of_step[rows["step"].to_numpy()[inside]]
+        weights[inside] = of_step[rows["step"][inside]]
     return weights
 
 
@@ -368,34 +427,32 @@ def _by_repetition(videos: pd.DataFrame, found: list[Generation], ci90: Array) -
     return means
 
 
-def _stages(rows: pd.DataFrame, weights: Array) -> pd.DataFrame:
+def _stages(rows: Mapping[str, Array], weights: Array) -> pd.DataFrame:
     """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
 
-    ``weights`` says how often each row of ``rows`` comes in it.
+    ``weights`` says how often each row of ``rows`` comes in it. NaN where a generation has no such stage.
     """
-    scaled = pd.DataFrame(
-        {
-            "generation": rows["generation"],
-            "stage": rows["stage"],
-            "time_s": rows["duration_s"] * weights,
-            "energy_J": rows["gpu_energy_J"] * weights,
-        }
-    )
-    by_stage = scaled.groupby(["generation", "stage"])
-    return pd.concat(
-        [
-            by_stage[quantity].sum().unstack("stage").add_suffix(f"_{quantity}")
-            for quantity in ("time_s", "energy_J")
-        ],
-        axis="columns",
-    )
+    stages, stage = np.unique(rows["stage"].astype(str), return_inverse=True)
+    shape = (int(rows["generation"].max(initial=-1)) + 1, len(stages))
+    place = rows["generation"] * len(stages) + stage
+    calls = np.bincount(place, minlength=shape[0] * shape[1])
+    columns: dict[str, Array] = {}
+    for name, quantity in (("time_s", "duration_s"), ("energy_J", "gpu_energy_J")):
+        # energies are NaN without a counter, and then count as nothing: the total is NaN and tells
+        weighted = np.nan_to_num(rows[quantity]) * weights
+        sums = np.bincount(place, weighted, minlength=len(calls))
+        table = np.where(calls > 0, sums, nan).reshape(shape)
+        columns |= {f"{key}_{name}": table[:, index] for index, key in enumerate(stages.tolist())}
+    return pd.DataFrame(columns)
 
 
 # --- one row of configurations.csv --------------------------------------------------------------------------
 
 
-def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measurement]]:
-    """The passes of each configuration × protocol × kernel × status, in a fixed order.
+def _merged_passes(
+    measurements: Iterable[_Measurement],
+) -> Iterator[tuple[tuple[str, ...], list[_Measurement]]]:
+    """The passes of each configuration × protocol × kernel × status, with these as a key, in a fixed order.
 
     What only a merged campaign may hold several of is never averaged over (:func:`_set_up`).
     """
@@ -404,8 +461,8 @@ def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measu
         r = m.record
         return (r.experiment, r.configuration_id, r.protocol, _kernel(r), r.status, *_set_up(r).values())
 
-    for _, group in groupby(sorted(measurements, key=key), key=key):
-        yield list(group)
+    for found, group in groupby(sorted(measurements, key=key), key=key):
+        yield found, list(group)
 
 
 def _set_up(record: Record) -> dict[str, str]:
@@ -426,29 +483,32 @@ def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     named = ("campaign", "configuration_id", "pass_index", "gpu_name", "record")
     row = {name: value for name, value in _identity(record).items() if name not in named}
     row["status"] = record.status
-    row |= _quantities(passes) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
+    row |= _quantities(passes, videos) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
     row["mfu"] = _mfu(record, row["latency_s"], root)
     return row | _memory(measured) | _codecarbon(measured) | _pass_means(passes) | _provenance(passes)
 
 
 def _mean_videos(passes: list[_Measurement]) -> pd.DataFrame:
     """One row a measured pass: the mean of its generations, of every column of ``videos``."""
-    means = [m.videos.mean(skipna=False).to_frame().T for m in passes if m.generations]
-    return pd.concat(means, ignore_index=True) if means else passes[0].videos
+    measured = [m.videos for m in passes if m.generations]
+    means = [dict(zip(v.columns, v.to_numpy().mean(axis=0), strict=True)) for v in measured]
+    return pd.DataFrame(means) if means else passes[0].videos
 
 
-def _quantities(passes: list[_Measurement]) -> dict[str, float]:
+def _quantities(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
     """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (repetitions).
+
+    ``videos`` has one row a pass.
 
     Intervals of modelled and constant energies show how far latency scatters, not how good the model is.
     """
     row: dict[str, float] = {}
     for name in QUANTITIES:
-        by_pass = [m.videos[name].dropna().to_numpy() for m in passes]
+        by_pass = [values[~np.isnan(values)] for values in (m.videos[name].to_numpy() for m in passes)]
         instrument_ci95 = 0.0
         if name == "gpu_energy_Wh":
             # What the counter gets wrong at an edge it may get wrong alike each time: not averaged down.
-            instrument_ci95 = _mean_videos(passes)["gpu_energy_Wh_instrument_ci95"].mean()
+            instrument_ci95 = videos["gpu_energy_Wh_instrument_ci95"].mean()
         found = merged_estimate(by_pass, instrument_ci95)
         row |= {name: found.mean, f"{name}_std": found.std, f"{name}_ci95": found.ci95, f"{name}_n": found.n}
     return row
@@ -505,15 +565,15 @@ def _shares(videos: pd.DataFrame) -> dict[str, float]:
 
     ``videos`` has one row a pass, so that passes count alike.
     """
-    total_s = videos["latency_s"].sum()
-    total_J = videos["gpu_energy_Wh"].sum(skipna=False) * J_PER_WH
+    sums = dict(zip(videos.columns, videos.to_numpy().sum(axis=0), strict=True))
+    totals = {"_time_s": sums["latency_s"], "_energy_J": sums["gpu_energy_Wh"] * J_PER_WH}
     row = {}
-    for ending, name, total in (("_time_s", "_time_share", total_s), ("_energy_J", "_energy_share", total_J)):
-        for column in videos.columns.drop("step_energy_J"):
+    for ending, total in totals.items():
+        for column in sums.keys() - {"step_energy_J"}:
             if column.endswith(ending):
-                part = videos[column].sum(skipna=False)
-                row[column.removesuffix(ending) + name] = part / total if total > 0 else nan
-    return row
+                share = column.removesuffix(ending) + ending.rpartition("_")[0] + "_share"
+                row[share] = sums[column] / total if total > 0 else nan
+    return dict(sorted(row.items()))
 
 
 def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:

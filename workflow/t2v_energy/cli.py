@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
+    sub.add_argument("--processes", type=int, default=1, help="at most so many at once (default: 1)")
 
     sub = command("numbers", _numbers, "collect the numbers of the paper's text from the notebooks' parts")
     sub.add_argument("parts", type=Path, nargs="+")
@@ -317,7 +318,7 @@ def _aggregate(options: argparse.Namespace) -> None:
         folder = raw_folder(options.root, plan.campaign.key, key)
         planned = sorted(folder / item.record for item in plan.items(key))
         records[key] = verify(folder) if is_sealed(folder) else planned
-    aggregate(records, options.parquet, options.csv, options.root)
+    aggregate(records, options.parquet, options.csv, options.root, options.processes)
 
 
 def _numbers(options: argparse.Namespace) -> None:
