@@ -16,8 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel")
 GPUS = 2
@@ -161,8 +164,7 @@ class Cluster:
             self._configure()
             self._start_munge()
             self.start_controller()
-            self._start("slurmd", "slurmd", "-D", "-N", NODE)
-            self._wait("an idle node", lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t"))
+            self.start_node()
         except BaseException:
             self.__exit__()
             raise
@@ -218,6 +220,30 @@ class Cluster:
     def stop_controller(self) -> None:
         """End slurmctld, as an update of the cluster does; jobs go on."""
         self._stop("slurmctld")
+
+    def start_node(self) -> None:
+        """Start slurmd, at first or after :meth:`fail_node`."""
+        self._start("slurmd", "slurmd", "-D", "-N", NODE)
+        self._wait("an idle node", lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t"))
+
+    def fail_node(self) -> None:
+        """End slurmd and all that runs on the node at once and without a word, as a power cut does."""
+        daemon = self._daemons.pop("slurmd")
+        for process in [psutil.Process(daemon.pid), *self._processes_of_jobs()]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        daemon.wait()
+
+    def _processes_of_jobs(self) -> list[psutil.Process]:
+        """What slurmd started, and all that these started: they have this cluster in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                ours = process.environ().get("SLURM_CONF") == str(self.folder / "slurm.conf")
+                on_node = "SLURM_JOB_ID" in process.environ() or process.name().startswith("slurmstepd")
+                if ours and on_node:
+                    found += [process, *process.children(recursive=True)]
+        return found
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:

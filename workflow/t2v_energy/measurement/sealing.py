@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import read_record, record_paths, write_atomically
 
 SEAL = "SHA256SUMS"
+PORTION = 100
+"""Records that one process checks at once."""
 RESTORE = "restore the files from the repository, or move the folder away to measure again"
 
 
@@ -23,12 +27,12 @@ def is_sealed(folder: Path) -> bool:
     return (folder / SEAL).is_file()
 
 
-def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None) -> Path:
+def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None, processes: int = 1) -> Path:
     """Close the experiment in ``folder``: write the checksums of its records and return that file.
 
     ``expected`` are the file names of the experiment's records, ``expected_gpu`` the campaign's
-    ``gpu_name``; where it names none, all records must be of the first one's GPU. Sealing what is sealed
-    and unchanged does nothing.
+    ``gpu_name``; where it names none, all records must be of the first one's GPU. At most so many
+    ``processes`` check them. Sealing what is sealed and unchanged does nothing.
 
     Raises:
         UserError: a record is missing, unplanned or invalid (each by name, with the rule that it breaks),
@@ -49,7 +53,7 @@ def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None)
     if is_sealed(folder):
         verify(folder)
         return folder / SEAL
-    _refuse_invalid(folder, present, expected_gpu)
+    _refuse_invalid(folder, present, expected_gpu, processes)
     return write_seal(folder)
 
 
@@ -123,22 +127,35 @@ def _refuse(folder: Path, why: str, remedy: str, **faults: set[str]) -> None:
         raise UserError(f"the experiment {why} ({'; '.join(named)})", where=str(folder), remedy=remedy)
 
 
-def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None) -> None:
-    from t2v_energy.measurement.validity import check  # scipy: too slow for a parse
+def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None, processes: int) -> None:
+    from t2v_energy.parallel import mapped
 
-    broken = []
-    for path in paths:
-        record = read_record(path)
-        if expected_gpu is None and record.environment.gpu is not None:
-            expected_gpu = record.environment.gpu.name
-        findings = [f for f in check(record, expected_gpu) if f.level == "invalid"]
-        broken += [f"{path.name} breaks {f.rule} ({f.detail})" for f in findings]
+    if expected_gpu is None:
+        gpus = (read_record(path).environment.gpu for path in paths)
+        expected_gpu = next((gpu.name for gpu in gpus if gpu is not None), None)
+    portions = [paths[start : start + PORTION] for start in range(0, len(paths), PORTION)]
+    with ExitStack() as stack:
+        found = mapped(partial(_broken, expected_gpu), portions, processes, stack)
+        broken = [fault for of_portion in found for fault in of_portion]
     if broken:
         raise UserError(
             f"invalid records cannot be sealed: {'; '.join(broken)}",
             where=str(folder),
             remedy="move them away and measure them again",
         )
+
+
+def _broken(expected_gpu: str | None, paths: list[Path]) -> list[str]:
+    """The rules that these records break, each with the record's name."""
+    from t2v_energy.measurement.validity import check  # scipy: too slow for a parse
+
+    found = ((path, check(read_record(path), expected_gpu)) for path in paths)
+    return [
+        f"{path.name} breaks {f.rule} ({f.detail})"
+        for path, findings in found
+        for f in findings
+        if f.level == "invalid"
+    ]
 
 
 def sha256(path: Path) -> str:

@@ -191,11 +191,10 @@ def _throttling(record: Record, found: list[Generation]) -> Finding:
 
 def _reasons_during(samples: Samples, found: list[Generation]) -> NDArray[np.int64]:
     """The bit masks that were read during a generation."""
-    pairs = zip(samples.time_s, samples.throttle_reasons, strict=True)
-    read = [(time_s, reasons) for time_s, reasons in pairs if reasons is not None]
-    time_s = np.array([t for t, _ in read], dtype=np.float64)
-    reasons = np.array([r for _, r in read], dtype=np.int64)
-    during = np.zeros(len(read), dtype=bool)
+    reasons = np.array([-1 if r is None else r for r in samples.throttle_reasons], dtype=np.int64)
+    time_s = np.asarray(samples.time_s, dtype=np.float64)[reasons >= 0]
+    reasons = reasons[reasons >= 0]
+    during = np.zeros(len(reasons), dtype=bool)
     for g in found:
         during |= (time_s >= g.start_s) & (time_s <= g.end_s)
     return reasons[during]
