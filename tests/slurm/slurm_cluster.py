@@ -227,12 +227,16 @@ class Cluster:
         self._wait("an idle node", lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t"))
 
     def fail_node(self) -> None:
-        """End slurmd and all that runs on the node at once and without a word, as a power cut does."""
+        """End slurmd and all that runs on the node at once and without a word, as a power cut does.
+
+        The controller notices by itself only after ``SlurmdTimeout``, five minutes: it is told.
+        """
         daemon = self._daemons.pop("slurmd")
         for process in [psutil.Process(daemon.pid), *self._processes_of_jobs()]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         daemon.wait()
+        self.set_node("down")
 
     def _processes_of_jobs(self) -> list[psutil.Process]:
         """What slurmd started, and all that these started: they have this cluster in their environment."""

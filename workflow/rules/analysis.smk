@@ -149,6 +149,7 @@ if STUDY.compares:
                     "settling",
                     "kernels",
                     "kernels_fit",
+                    *(["neighbour"] if STUDY.has("neighbour") else []),
                 ),
             ),
             numbers="<numbers>/comparison.json",

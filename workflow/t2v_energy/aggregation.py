@@ -669,8 +669,17 @@ def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
         "passes": len(passes),
         **_set_up(passes[0].record),
         "hosts": ";".join(record.environment.host for record in ordered),
+        "neighbour": passes[0].record.configuration.neighbour or "",
+        "neighbours_power_W": _neighbours_power_W(ordered),
         "records": ";".join(_origin(record) for record in ordered),
     }
+
+
+def _neighbours_power_W(records: Sequence[Record]) -> float:
+    """Mean power that the host's other GPUs drew together, over the passes; NaN where there are none."""
+    drawn = [[n.mean_power_W for n in record.environment.neighbours] for record in records]
+    known = [sum(p for p in powers if p is not None) for powers in drawn if powers and None not in powers]
+    return float(np.mean(known)) if known else nan
 
 
 def _origin(record: Record) -> str:

@@ -207,17 +207,17 @@ def _plan(options: argparse.Namespace) -> None:
     counts = f"{len(rows)} measurements in {len(plan.batches)} batches"
     print(f"campaign {plan.campaign.key}: {counts} (modelled costs)")
     print(
-        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'pass':>4}"
+        f"{'experiment/batch':<24}{'configuration':<56}{'protocol':<10}{'pass':>4}"
         f"{'s':>9}{'Wh':>10}{'GiB':>7}{'measuring, s':>14}  state"
     )
     for row in rows:
         print(
-            f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<44}{row['protocol']:<10}"
+            f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<56}{row['protocol']:<10}"
             f"{row['pass']:>4}{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
             f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>14.0f}  {row['state']}"
         )
     left_s = sum(r["predicted_measure_s"] for r in rows if r["state"] == "to measure")
-    print(f"{'still to measure':<108}{left_s:>14.0f}")
+    print(f"{'still to measure':<120}{left_s:>14.0f}")
 
 
 def _prompts(options: argparse.Namespace) -> None:

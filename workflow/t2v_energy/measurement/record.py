@@ -54,6 +54,19 @@ class Process(_Part):
     used_MiB: float | None
 
 
+class Neighbour(_Part):
+    """Another GPU of the host while the record was made.
+
+    ``mean_power_W`` is by its energy counter from before the first window to after the last; None where it
+    has none. ``in_use``: a process was on it, or it was being measured, at the beginning or the end.
+    """
+
+    name: str
+    uuid: str
+    mean_power_W: float | None
+    in_use: bool
+
+
 class Environment(_Part):
     """Where and with what the record was made."""
 
@@ -68,6 +81,7 @@ class Environment(_Part):
     git_commit: str
     weights: str
     foreign_processes: list[Process] = []
+    neighbours: list[Neighbour] = []
 
 
 def _check_lengths(part: BaseModel, optional: str | None = None, scalars: tuple[str, ...] = ()) -> None:

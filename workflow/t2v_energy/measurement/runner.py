@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import shutil
 import signal
 import time
@@ -24,11 +23,14 @@ from typing import Any
 
 from t2v_energy.config import Campaign, Settings, describe_weights, load_model
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.lock import device_lock
+from t2v_energy.measurement.gpus import first_free_gpu
+from t2v_energy.measurement.lock import device_lock, first_free_lock
+from t2v_energy.measurement.neighbours import NeighbourLoad, NeighbourWatch
 from t2v_energy.measurement.progress import Progress
 from t2v_energy.measurement.record import (
     Gpu,
     Memory,
+    Neighbour,
     Origin,
     Process,
     Prompt,
@@ -185,17 +187,6 @@ def _write_index(folder: Path, batch: Batch) -> Path:
 # --- the device and what runs on it ---------------------------------------------------------------------
 
 
-def choose_gpu() -> NvmlDevice:
-    """The first GPU that CUDA_VISIBLE_DEVICES shows, or the host's first; CUDA is then pinned to it."""
-    # Without this CUDA counts the fastest GPU first, and its indices are not NVML's.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    by_index = wanted.isdigit() or not wanted
-    device = NvmlDevice.open(None if by_index else wanted, index=int(wanted or 0) if by_index else None)
-    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid
-    return device
-
-
 def _open_session(
     root: Path, settings: Settings, plan: Plan, prompts: Path, progress: Progress, stack: ExitStack
 ) -> Session:
@@ -206,11 +197,16 @@ def _open_session(
     index: int | None = None
     foreign: list[Process] = []
     sampler: Sampler | None = None
+    watch: NeighbourWatch | None = None
+    load: NeighbourLoad | None = None
     if plan.campaign.device == "cuda":
-        device = choose_gpu()
-        stack.callback(device.close)
-        stack.enter_context(device_lock(device.uuid, progress.say))
+        allow_shared = settings.measure.allow_shared
+        claimed = first_free_gpu(plan.campaign.gpu_name, allow_shared, progress.say)
+        device, others = stack.enter_context(claimed)
         index = device.index
+        watch = NeighbourWatch(device.uuid)
+        stack.callback(watch.close)
+        load = _neighbours_load(plan, others, progress, stack)
         gpu, foreign = _claim(device, plan.campaign, settings.measure.allow_shared)
         sampler = stack.enter_context(
             Sampler(partial(NvmlDevice.open, device.uuid), plan.protocols.poll_s, plan.protocols.sample_hz)
@@ -218,7 +214,31 @@ def _open_session(
         progress.watts = lambda: sampler.latest_power_W
     else:
         stack.enter_context(device_lock("cpu", progress.say))
-    return Session(root, plan, texts, progress, gpu, index, foreign, sampler)
+        load = _neighbours_load(plan, [], progress, stack)
+    return Session(root, plan, texts, progress, gpu, index, foreign, sampler, watch=watch, load=load)
+
+
+def _neighbours_load(
+    plan: Plan, others: list[str], progress: Progress, stack: ExitStack
+) -> NeighbourLoad | None:
+    """The load on a neighbour, whose lock is ours meanwhile; None where no configuration asks for one.
+
+    On the CPU the neighbour is a process beside ours.
+    """
+    asked = [item for batch in plan.batches for item in batch.items if item.configuration.neighbour]
+    if not asked:
+        return None
+    if plan.campaign.device == "cpu":
+        return stack.enter_context(NeighbourLoad(None, size=256))
+    if not others:
+        raise UserError(
+            f"experiment {asked[0].experiment} needs a second GPU of this host, and sees one alone",
+            where="CUDA_VISIBLE_DEVICES",
+            remedy="let it see two (unset the variable), or measure it on a host with several GPUs",
+        )
+    uuid = stack.enter_context(first_free_lock(others, progress.say))
+    progress.say(f"neighbour: {uuid}")
+    return stack.enter_context(NeighbourLoad(uuid))
 
 
 def _claim(device: NvmlDevice, campaign: Campaign, allow_shared: bool) -> tuple[Gpu, list[Process]]:
@@ -272,6 +292,8 @@ class Session:
     foreign: list[Process]
     sampler: Sampler | None
     save_videos: bool = False
+    watch: NeighbourWatch | None = None
+    load: NeighbourLoad | None = None
     _frames: Any = None
     _pipeline: Any = None
     _built: str = ""
@@ -302,10 +324,14 @@ class Session:
         subject = Subject(pipeline, model, item.configuration, text, device, self.save_videos)
         run = Run(subject, recorder, item.protocols, partial(self._generation_done, item))
         self.progress.started(item)
+        if self.load and item.configuration.neighbour:
+            self.load.set(item.configuration.neighbour)
         origin = Origin(utc=datetime.now(UTC).isoformat(), monotonic_s=time.monotonic())
         if self.sampler:
             self.sampler.drain()
             time.sleep(SETTLE_S)
+        if self.watch:
+            self.watch.begin()
         error: str | None = None
         carbon = self._tracker()
         self._idle(run, "idle_before")
@@ -322,9 +348,14 @@ class Session:
             gc.collect()
             torch.cuda.empty_cache()
         self._idle(run, "idle_after")
+        neighbours = self.watch.end() if self.watch else []
+        if self.load:
+            self.load.check()
         self._frames = subject.frames
         operators = self._profiled(item, run) if item.protocols.profile and not error else None
-        return self._record(item, origin, run, recorder, reading, error, pipeline, text, operators)
+        return self._record(
+            item, origin, run, recorder, reading, error, pipeline, text, operators, neighbours
+        )
 
     def _profiled(self, item: Item, run: Any) -> Any:
         """Which operators a generation's time goes to; None where that takes more memory than is left."""
@@ -435,6 +466,7 @@ class Session:
         pipeline: Any,
         text: str,
         operators: Any,
+        neighbours: list[Neighbour],
     ) -> Record:
         from t2v_energy.metering.environment import describe
         from t2v_energy.metering.spans import shifted
@@ -456,7 +488,7 @@ class Session:
             status="out_of_memory" if error else "ok",
             error=error,
             origin=origin,
-            environment=describe(self.root, self.gpu, weights, self.foreign),
+            environment=describe(self.root, self.gpu, weights, self.foreign, neighbours),
             prompt=_describe_prompt(pipeline, model.tokenizer.max_length, item.configuration.prompt, text),
             attention_kernels=run.kernels,
             windows=Windows(

@@ -149,13 +149,11 @@ def _broken(expected_gpu: str | None, paths: list[Path]) -> list[str]:
     """The rules that these records break, each with the record's name."""
     from t2v_energy.measurement.validity import check  # scipy: too slow for a parse
 
-    found = ((path, check(read_record(path), expected_gpu)) for path in paths)
-    return [
-        f"{path.name} breaks {f.rule} ({f.detail})"
-        for path, findings in found
-        for f in findings
-        if f.level == "invalid"
-    ]
+    broken = []
+    for path in paths:
+        findings = [f for f in check(read_record(path), expected_gpu) if f.level == "invalid"]
+        broken += [f"{path.name} breaks {f.rule} ({f.detail})" for f in findings]
+    return broken
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import Generation, generations, step_sem_percent, unspanned_percent
-from t2v_energy.measurement.record import Record, read_record, record_paths
+from t2v_energy.measurement.record import Neighbour, Record, read_record, record_paths
 from t2v_energy.metering.attribution import energy_J, power_integral_J
 from t2v_energy.metering.series import Samples
 
@@ -53,7 +53,7 @@ def check(record: Record, expected_gpu: str | None = None) -> list[Finding]:
     ``expected_gpu`` is the campaign's ``gpu_name``; None accepts any GPU. A record of status
     ``out_of_memory`` holds no generation: only where it was made is checked.
     """
-    findings = [_gpu(record, expected_gpu), _foreign_processes(record)]
+    findings = [_gpu(record, expected_gpu), _foreign_processes(record), _shared_host(record)]
     if record.status != "ok":
         return [Finding("status", "ok", f"{record.status}: there is no generation to check"), *findings]
     try:
@@ -126,6 +126,23 @@ def _foreign_processes(record: Record) -> Finding:
         "invalid" if foreign else "ok",
         f"{len(foreign)} foreign processes on the GPU, limit 0" + (f": {listed}" if listed else ""),
     )
+
+
+def _shared_host(record: Record) -> Finding:
+    """CPU and memory energies are the whole host's: with another GPU at work they are not ours alone."""
+    in_use = [n for n in record.environment.neighbours if n.in_use]
+    drew = ", ".join(f"{n.uuid} ({_power(n)})" for n in in_use)
+    return Finding(
+        "shared_host",
+        "flag" if in_use else "ok",
+        f"{len(in_use)} other GPUs of the host in use"
+        + (f": {drew}; CPU and RAM energies are shared with their work" if in_use else ""),
+    )
+
+
+def _power(neighbour: Neighbour) -> str:
+    power_W = neighbour.mean_power_W
+    return "no counter" if power_W is None else f"{power_W:.0f} W"
 
 
 def _unspanned(record: Record) -> Finding:
