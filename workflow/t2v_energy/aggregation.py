@@ -63,6 +63,8 @@ QUANTITIES = ("latency_s", "gpu_energy_Wh", "cpu_energy_Wh", "ram_energy_Wh")
 ENERGIES = QUANTITIES[1:]
 SPREAD = ("latency_s", "gpu_energy_Wh")
 """Quantities whose passes are compared."""
+Columns = dict[str, Array]
+"""A small table by column: a hundred thousand of them as data frames would cost more than what is in them."""
 IDLE = ("idle_before", "idle_after")
 CODECARBON = (
     "codecarbon_window_energy_Wh",
@@ -166,7 +168,7 @@ class _Measurement:
         record: the record.
         generations: its measured generations; none for a record that is not ``ok``.
         spans: columns of its rows of ``measurements.parquet``, without those that say whose they are.
-        videos: one row a repetition: every quantity of a whole video composed from its generations' mean.
+        videos: columns of one row a repetition: every quantity of a whole video, from its generations' mean.
             Short clips apart, a repetition is one generation.
         idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
         stretch_J, stretch_s: the same from the first generation's start, warm-ups included, to the last
@@ -175,8 +177,8 @@ class _Measurement:
 
     record: Record
     generations: list[Generation]
-    spans: dict[str, Array]
-    videos: pd.DataFrame
+    spans: Columns
+    videos: Columns
     idle_J: float
     idle_s: float
     stretch_J: float
@@ -219,7 +221,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     ci90_whole, _, ci90_settled, _, _, ci90_repeated = _split(ci90, groups)
     videos = _videos(record, found)
     _add_gpu_energy(videos, record, found, (of_whole, ci90_whole), of_loop, (of_settled, ci90_settled))
-    videos = videos.join(_stages(rows, _span_weights(record, found, rows)))
+    videos |= _stages(rows, _span_weights(record, found, rows))
     if len(repeated):
         videos = _by_repetition(videos, found, ci90_repeated)
     return _Measurement(
@@ -286,7 +288,7 @@ def _kernel(record: Record) -> str:
     )
 
 
-def _span_rows(record: Record, found: list[Generation]) -> dict[str, Array]:
+def _span_rows(record: Record, found: list[Generation]) -> Columns:
     """Times of the measured generations' spans; ``generation`` counts from 0."""
     spans = record.spans
     number = {g.index: count for count, g in enumerate(found)}
@@ -337,7 +339,7 @@ def _all_spans(measurements: list[_Measurement]) -> pd.DataFrame:
     return pd.concat([repeated, spans], axis="columns")
 
 
-def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
+def _videos(record: Record, found: list[Generation]) -> Columns:
     """One row a generation, scaled to a whole video: latency, and CodeCarbon's CPU and memory energies.
 
     CodeCarbon gives one energy for all generations together. Its mean power (a load model, a constant, or
@@ -352,7 +354,7 @@ def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
     }
     for name in ("cpu", "ram"):
         columns[f"{name}_energy_Wh"] = _codecarbon_power_W(record, name) * latency_s / J_PER_WH
-    return pd.DataFrame(columns, dtype=np.float64)
+    return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
 
 def _codecarbon_power_W(record: Record, part: str) -> float:
@@ -364,7 +366,7 @@ def _codecarbon_power_W(record: Record, part: str) -> float:
 
 
 def _add_gpu_energy(
-    videos: pd.DataFrame,
+    videos: Columns,
     record: Record,
     found: list[Generation],
     whole: tuple[Array, Array],
@@ -398,20 +400,22 @@ def _span_weights(record: Record, found: list[Generation], rows: Mapping[str, Ar
     return weights
 
 
-def _by_repetition(videos: pd.DataFrame, found: list[Generation], ci90: Array) -> pd.DataFrame:
+def _by_repetition(videos: Columns, found: list[Generation], ci90: Array) -> Columns:
     """Mean video of each repetition of several generations.
 
     Its energy is known as well as that of the whole repetition, ``ci90`` (J, half-widths): what the counter
     gets wrong where one generation ends is made good where the next one begins.
     """
     number = [g.repetition for g in found]
-    means = videos.groupby(number).mean().reset_index(drop=True)
+    means = {
+        str(name): column.to_numpy() for name, column in pd.DataFrame(videos).groupby(number).mean().items()
+    }
     counts = np.unique(number, return_counts=True)[1]
     means["gpu_energy_Wh_instrument_ci95"] = CI95_PER_CI90 * ci90 / counts / J_PER_WH
     return means
 
 
-def _stages(rows: Mapping[str, Array], weights: Array) -> pd.DataFrame:
+def _stages(rows: Mapping[str, Array], weights: Array) -> Columns:
     """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
 
     ``weights`` says how often each row of ``rows`` comes in it. NaN where a generation has no such stage.
@@ -420,14 +424,14 @@ def _stages(rows: Mapping[str, Array], weights: Array) -> pd.DataFrame:
     shape = (int(rows["generation"].max(initial=-1)) + 1, len(stages))
     place = rows["generation"] * len(stages) + stage
     calls = np.bincount(place, minlength=shape[0] * shape[1])
-    columns: dict[str, Array] = {}
+    columns: Columns = {}
     for name, quantity in (("time_s", "duration_s"), ("energy_J", "gpu_energy_J")):
         # energies are NaN without a counter, and then count as nothing: the total is NaN and tells
         weighted = np.nan_to_num(rows[quantity]) * weights
         sums = np.bincount(place, weighted, minlength=len(calls))
         table = np.where(calls > 0, sums, nan).reshape(shape)
         columns |= {f"{key}_{name}": table[:, index] for index, key in enumerate(stages.tolist())}
-    return pd.DataFrame(columns)
+    return columns
 
 
 # --- one row of configurations.csv --------------------------------------------------------------------------
@@ -472,14 +476,27 @@ def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     return row | _memory(measured) | _codecarbon(measured) | _pass_means(passes) | _provenance(passes)
 
 
-def _mean_videos(passes: list[_Measurement]) -> pd.DataFrame:
-    """One row a measured pass: the mean of its generations, of every column of ``videos``."""
+def _mean_videos(passes: list[_Measurement]) -> Columns:
+    """One row a measured pass: the mean of its generations, of every column of ``videos``.
+
+    NaN where a pass has no such stage.
+    """
     measured = [m.videos for m in passes if m.generations]
-    means = [dict(zip(v.columns, v.to_numpy().mean(axis=0), strict=True)) for v in measured]
-    return pd.DataFrame(means) if means else passes[0].videos
+    names = dict.fromkeys(name for videos in measured for name in videos) or passes[0].videos
+    return {
+        name: np.array(
+            [videos[name].mean() if name in videos else nan for videos in measured], dtype=np.float64
+        )
+        for name in names
+    }
 
 
-def _quantities(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
+def _mean(values: Array) -> float:
+    """The mean; NaN of nothing, and where any value is NaN."""
+    return float(values.mean()) if values.size else nan
+
+
+def _quantities(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
     """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (repetitions).
 
     ``videos`` has one row a pass.
@@ -488,11 +505,11 @@ def _quantities(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, f
     """
     row: dict[str, float] = {}
     for name in QUANTITIES:
-        by_pass = [values[~np.isnan(values)] for values in (m.videos[name].to_numpy() for m in passes)]
+        by_pass = [values[~np.isnan(values)] for values in (m.videos[name] for m in passes)]
         instrument_ci95 = 0.0
         if name == "gpu_energy_Wh":
             # What the counter gets wrong at an edge it may get wrong alike each time: not averaged down.
-            instrument_ci95 = videos["gpu_energy_Wh_instrument_ci95"].mean()
+            instrument_ci95 = _mean(videos["gpu_energy_Wh_instrument_ci95"])
         found = merged_estimate(by_pass, instrument_ci95)
         row |= {name: found.mean, f"{name}_std": found.std, f"{name}_ci95": found.ci95, f"{name}_n": found.n}
     return row
@@ -544,12 +561,12 @@ def energy_kinds(record: Record) -> dict[str, str]:
     }
 
 
-def _shares(videos: pd.DataFrame) -> dict[str, float]:
+def _shares(videos: Columns) -> dict[str, float]:
     """Each stage's part of the whole video's time and GPU energy; what no span covers is in neither.
 
     ``videos`` has one row a pass, so that passes count alike.
     """
-    sums = dict(zip(videos.columns, videos.to_numpy().sum(axis=0), strict=True))
+    sums = {name: float(values.sum()) for name, values in videos.items()}
     totals = {"_time_s": sums["latency_s"], "_energy_J": sums["gpu_energy_Wh"] * J_PER_WH}
     row = {}
     for ending, total in totals.items():
@@ -560,18 +577,18 @@ def _shares(videos: pd.DataFrame) -> dict[str, float]:
     return dict(sorted(row.items()))
 
 
-def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
+def _steps(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
     """The denoising step, the part that comes once, and powers (W); ``videos`` has one row a pass."""
-    steps = videos["step_s"].to_list() if passes else []
+    steps = videos["step_s"].tolist() if passes else []
     sems = [s * step_sem_percent(m.generations) for s, m in zip(steps, passes, strict=True)]
     idle_s = sum(m.idle_s for m in passes)
-    energy_J = videos["gpu_energy_Wh"].mean(skipna=False) * J_PER_WH
+    energy_J = _mean(videos["gpu_energy_Wh"]) * J_PER_WH
     return {
         "step_time_s": float(np.mean(steps)) if steps else nan,
         "step_time_sem_percent": hypot(*sems) / sum(steps) if steps else nan,
-        "step_energy_J": videos["step_energy_J"].mean(skipna=False),
-        "once_s": videos["once_s"].mean(),
-        "mean_power_W": energy_J / videos["latency_s"].mean(),
+        "step_energy_J": _mean(videos["step_energy_J"]),
+        "once_s": _mean(videos["once_s"]),
+        "mean_power_W": energy_J / _mean(videos["latency_s"]),
         "idle_power_W": sum(m.idle_J for m in passes) / idle_s if idle_s > 0 else nan,
         "unspanned_percent": max(
             (unspanned_percent(m.record.windows, m.record.spans) for m in passes), default=nan
@@ -645,7 +662,7 @@ def _pass_means(passes: list[_Measurement]) -> dict[str, Any]:
     uuids = [m.record.environment.gpu.uuid for m in ordered if m.record.environment.gpu]
     row: dict[str, Any] = {"gpus": len(set(uuids)), "gpu_uuids": ";".join(uuids)}
     for name in SPREAD:
-        found = (float(m.videos[name].mean(skipna=False)) for m in ordered if m.generations)
+        found = (_mean(m.videos[name]) for m in ordered if m.generations)
         means = [mean for mean in found if isfinite(mean)]
         row[f"{name}_pass_means"] = ";".join(f"{mean:.8g}" for mean in means)
         several = len(means) > 1

@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
+WORTH_A_PROCESS = 3
+"""Portions of fifty or a hundred records, which take a second or less each."""
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -15,9 +17,9 @@ R = TypeVar("R")
 def mapped(work: Callable[[P], R], portions: Sequence[P], processes: int, stack: ExitStack) -> Iterator[R]:
     """``work`` of each portion, in their order, by at most so many processes, which end with ``stack``.
 
-    With one portion, or one process, it is this one: starting others takes seconds.
+    Few portions, or one process, are worked on by this one: starting others takes seconds.
     """
-    count = min(processes, len(portions))
+    count = min(processes, len(portions) // WORTH_A_PROCESS)
     if count < 2:
         return map(work, portions)
     # Not forked: this process may have threads, such as pyarrow's.
