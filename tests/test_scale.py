@@ -47,6 +47,6 @@ def test_a_small_campaign_costs_less_than_the_large_one_may(scale: ModuleType, t
 
 def test_what_is_over_its_budget_says_so(scale: ModuleType) -> None:
     limit_s, limit_MB = scale.BUDGETS["aggregate"]
-    assert not scale.over(scale.Cost("aggregate", limit_s / 2, limit_MB / 2))
-    assert scale.over(scale.Cost("aggregate", limit_s, limit_MB / 2))
-    assert scale.over(scale.Cost("aggregate", limit_s / 2, limit_MB))
+    assert not scale.over(scale.Cost("aggregate", limit_s / 2, 1.0, limit_MB / 2))
+    assert scale.over(scale.Cost("aggregate", limit_s, 1.0, limit_MB / 2))
+    assert scale.over(scale.Cost("aggregate", limit_s / 2, 1.0, limit_MB))

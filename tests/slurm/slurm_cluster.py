@@ -232,7 +232,9 @@ class Cluster:
         The controller notices by itself only after ``SlurmdTimeout``, five minutes: it is told.
         """
         daemon = self._daemons.pop("slurmd")
-        for process in [psutil.Process(daemon.pid), *self._processes_of_jobs()]:
+        # First whoever would tell the controller that a job ended.
+        jobs = sorted(self._processes_of_jobs(), key=lambda process: "slurmstepd" not in process.name())
+        for process in [psutil.Process(daemon.pid), *jobs]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         daemon.wait()
@@ -244,7 +246,7 @@ class Cluster:
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 ours = process.environ().get("SLURM_CONF") == str(self.folder / "slurm.conf")
-                on_node = "SLURM_JOB_ID" in process.environ() or process.name().startswith("slurmstepd")
+                on_node = "SLURM_JOB_ID" in process.environ() or "slurmstepd" in process.name()
                 if ours and on_node:
                     found += [process, *process.children(recursive=True)]
         return found
