@@ -35,6 +35,7 @@ include: "workflow/rules/prompts.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/beside.smk"
 include: "workflow/rules/paper.smk"
 
 

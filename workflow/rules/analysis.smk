@@ -1,6 +1,16 @@
 # Stage 4: papermill notebooks make figures, tables and numbers.  The executed notebook is a log and not an
 # output, so it stays when a cell fails.  A campaign gets what its experiments have data for.
 FORMATS = (".pdf", ".png", ".svg")
+MODELS_FIGURES = ("fig1", "fig5", "fig5b")
+MODELS_TABLES = (
+    "table2",
+    "table4",
+    "broader",
+    "components",
+    "memory",
+    "signs",
+    "operators",
+)
 RECORDS = f"results/raw/{STUDY.campaign}"
 
 
@@ -185,21 +195,13 @@ if STUDY.compares_models:
         output:
             figures=[
                 f"<figures>/{name}{end}"
-                for name in ("fig1", "fig5", "fig5b")
+                for name in MODELS_FIGURES
                 for end in FORMATS
             ],
             tables=[
                 *expand(
                     "<tables>/{name}.csv",
-                    name=(
-                        "table2",
-                        "table4",
-                        "broader",
-                        "components",
-                        "memory",
-                        "signs",
-                        "operators",
-                    ),
+                    name=MODELS_TABLES,
                 ),
                 "<tables>/table2.tex",
                 "<tables>/table4.tex",

@@ -21,6 +21,7 @@ rule compile_paper:
         figures=rules.figures.input,
         tables=rules.tables.input,
         numbers=rules.numbers.output,
+        beside=BESIDE_TABLES,
     output:
         "paper/paper.pdf",
     log:

@@ -332,8 +332,10 @@ def _paper(options: argparse.Namespace) -> None:
     from t2v_energy.analysis.paper import compile_paper
     from t2v_energy.config import load_settings
 
-    campaign = options.campaign or load_settings(options.root).paper_campaign
-    compile_paper(options.root, options.source, options.out, campaign=campaign)
+    settings = load_settings(options.root)
+    campaign = options.campaign or settings.paper_campaign
+    beside = settings.paper_beside if campaign == settings.paper_campaign else ()
+    compile_paper(options.root, options.source, options.out, campaign=campaign, beside=beside)
 
 
 def _meter(options: argparse.Namespace) -> None:

@@ -454,6 +454,9 @@ class Settings(Strict):
 
     campaign: Key = Field(description="what is built: a file of config/campaigns/")
     paper_campaign: Key = Field(description="the campaign that figures/ and paper/paper.pdf show")
+    paper_beside: tuple[Key, ...] = Field(
+        (), description="sealed campaigns whose `cross-model` the paper sets beside that one's"
+    )
     prompts: PromptSettings = Field(PromptSettings(), description="stage 1")
     measure: MeasureSettings = Field(MeasureSettings(), description="stage 2")
     protocols: ProtocolSettings = Field(ProtocolSettings(), description="how measurements are taken")

@@ -88,6 +88,27 @@ class Dag:
         return experiment in self.plan.campaign.experiments
 
     @property
+    def beside(self) -> list[Dag]:
+        """Campaigns whose models the paper sets beside its own; of another campaign's DAG, none.
+
+        Raises:
+            UserError: one of them is not sealed.
+        """
+        if not self.is_paper_campaign:
+            return []
+        found = []
+        for key in self.settings.paper_beside:
+            dag = read_dag(self.root, self.settings.model_dump() | {"campaign": key})
+            if dag.plan.batches or CROSS_MODEL not in dag.sealed:
+                raise UserError(
+                    f"paper_beside: campaign {key!r} is not sealed, or has no experiment {CROSS_MODEL!r}",
+                    where="config/config.yaml",
+                    remedy=f"measure and seal it, or leave {key!r} out",
+                )
+            found.append(dag)
+        return found
+
+    @property
     def sweep_figures(self) -> list[str]:
         """Figures of the study's sweeps that the campaign measures."""
         return [figure for experiment, figure in SWEEP_FIGURES.items() if self.has(experiment)]

@@ -30,6 +30,9 @@ from t2v_energy.study import ENERGIES, PrintedModel, Study, load_study
 from t2v_energy.work import Work, true_work
 
 EXPERIMENT = "cross-model"
+PROFILES = "profiles"
+"""Experiment of models under the profiler: too few steps for a cost."""
+TILED = "vae-tiling"
 COSTS = ("latency_s", *ENERGIES)
 DEFAULTS = ("num_inference_steps", "height", "width", "num_frames", "fps")
 DENOISER_STAGES = ("denoiser", "refine")
@@ -73,6 +76,7 @@ class Models:
 
     Attributes:
         rows: the row of configurations.csv that stands for each measured model, by the model's key.
+        stand_ins: what is special about a row that is not the experiment's plain one, by the model's key.
         failed: status of the models that have no row with status ``ok``.
         others: every row of the campaign with status ``ok`` and nothing changed in the pipeline.
         files: model file of every model here and of the study.
@@ -85,6 +89,7 @@ class Models:
     """
 
     rows: Mapping[str, pd.Series]
+    stand_ins: Mapping[str, str]
     failed: Mapping[str, str]
     others: pd.DataFrame
     files: Mapping[str, ModelFile]
@@ -95,6 +100,13 @@ class Models:
     campaign: str
     weights: str
     source: str
+
+    @property
+    def experiments(self) -> list[str]:
+        """Experiments that the rows are of, and that of the profiles."""
+        return list(
+            dict.fromkeys([EXPERIMENT, *(str(row["experiment"]) for row in self.rows.values()), PROFILES])
+        )
 
     @property
     def keys(self) -> list[str]:
@@ -111,12 +123,15 @@ def read_models(root: Path, campaign: str, configurations: Path) -> Models:
 
     Of a model's rows the one stands for it that has the experiment's own prompt and no intervention; of
     several protocols one with an interval before one without, and whole generations before composed ones.
+    Where there is none, one with the VAE in tiles stands in, and for a model that the experiment lacks its
+    default setting as another experiment has it.
 
     Raises:
         UserError: the table is missing, or has no row of the experiment.
     """
-    table = read_configurations(root / configurations)
-    table = table[table["intervention"] == ""]
+    whole_table = read_configurations(root / configurations)
+    whole_table = whole_table[whole_table["experiment"] != PROFILES]
+    table = whole_table[whole_table["intervention"] == ""]
     ours = table[table["experiment"] == EXPERIMENT]
     if ours.empty:
         raise UserError(
@@ -125,15 +140,14 @@ def read_models(root: Path, campaign: str, configurations: Path) -> Models:
             remedy=f"measure it, or leave {EXPERIMENT!r} out of the campaign",
         )
     study, settings = load_study(root), load_campaign(root, campaign)
-    ok = ours[[row["status"] == "ok" and _is_plain(row) for _, row in ours.iterrows()]].copy()
-    ok["with_interval"] = ok["latency_s_ci95"].notna()
-    ok["whole"] = ok["protocol"] == "full"
-    ok = ok.sort_values(["with_interval", "whole", "latency_s_n"], ascending=False, kind="stable")
-    rows = {str(key): group.iloc[0] for key, group in ok.groupby("model")}
     statuses = {str(row["model"]): str(row["status"]) for _, row in ours.iterrows()}
+    rows, stand_ins = _standing(
+        whole_table, {key: load_model(root, key) for key in {*study.models, *statuses}}
+    )
     failed = {key: status for key, status in statuses.items() if key not in rows}
     return Models(
         rows=rows,
+        stand_ins=stand_ins,
         failed=failed,
         others=table[table["status"] == "ok"],
         files={key: load_model(root, key) for key in study.in_order({*rows, *failed})},
@@ -147,10 +161,38 @@ def read_models(root: Path, campaign: str, configurations: Path) -> Models:
     )
 
 
-def _is_plain(row: pd.Series) -> bool:
-    """Whether the configuration's id names nothing beside model, size, frames and steps."""
+def _standing(
+    table: pd.DataFrame, files: Mapping[str, ModelFile]
+) -> tuple[dict[str, pd.Series], dict[str, str]]:
+    """The row that stands for each model, and what is special about those that are not plain ones."""
+    ok = table[table["status"] == "ok"].copy()
+    ok["with_interval"] = ok["latency_s_ci95"].notna()
+    ok["whole"] = ok["protocol"] == "full"
+    ok = ok.sort_values(["with_interval", "whole", "latency_s_n"], ascending=False, kind="stable")
+    rows: dict[str, pd.Series] = {}
+    notes: dict[str, str] = {}
+    for key, file in files.items():
+        own = ok[ok["model"] == key]
+        ours, elsewhere = own[own["experiment"] == EXPERIMENT], own[own["experiment"] != EXPERIMENT]
+        d = file.defaults
+        at_defaults = f"{key}_{d.height}x{d.width}_{d.num_frames}f_{d.num_inference_steps}s"
+        plain = ours[[_is_plain(row) for _, row in ours.iterrows()]]
+        tiled = ours[[_is_plain(row, f"__{TILED}") for _, row in ours.iterrows()]]
+        elsewhere = elsewhere[elsewhere["configuration_id"] == at_defaults]
+        if not plain.empty:
+            rows[key] = plain.iloc[0]
+        elif not tiled.empty:
+            rows[key], notes[key] = tiled.iloc[0], "our VAE decoded in tiles"
+        elif not elsewhere.empty:
+            rows[key] = elsewhere.iloc[0]
+            notes[key] = f"ours is of experiment {rows[key]['experiment']}"
+    return rows, notes
+
+
+def _is_plain(row: pd.Series, ending: str = "") -> bool:
+    """Whether the configuration's id names nothing beside model, size, frames, steps and ``ending``."""
     size = f"{row['height']}x{row['width']}_{row['num_frames']}f_{row['num_inference_steps']}s"
-    return str(row["configuration_id"]) == f"{row['model']}_{size}"
+    return str(row["configuration_id"]) == f"{row['model']}_{size}{ending}"
 
 
 def work_of(file: ModelFile, height: int, width: int, num_frames: int, steps: int) -> Work | None:
@@ -268,6 +310,7 @@ def _table4_row(models: Models, key: str) -> dict[str, object]:
     status = "ok" if key in models.rows else models.failed.get(key, "not measured")
     found: dict[str, object] = {"model": key, "title": models.title(key), "status": status}
     found |= _printed_cells(models, key, printed) if printed else {"note": ""}
+    found["note"] = "; ".join(filter(None, (found["note"], models.stand_ins.get(key))))
     if key not in models.rows:
         return found
     row = models.rows[key]

@@ -64,8 +64,9 @@ Type = Literal["claim", "sign"]
 def records_of(models: Models, key: str, records: Iterable[Record]) -> list[Record]:
     """The raw records behind a model's row."""
     row = models.rows[key]
-    wanted = (row["configuration_id"], row["protocol"])
-    return [r for r in records if r["status"] == "ok" and (r["configuration_id"], r["protocol"]) == wanted]
+    names = ("experiment", "configuration_id", "protocol")
+    wanted = [row[name] for name in names]
+    return [r for r in records if r["status"] == "ok" and [r[name] for name in names] == wanted]
 
 
 # --- components ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pandas as pd
 
-from t2v_energy.analysis.models import Models
+from t2v_energy.analysis.models import EXPERIMENT, Models
 from t2v_energy.analysis.models_checks import WHOLE
 from t2v_energy.analysis.numbers import Kind, Number, Source, decimals, with_half_width
 
@@ -46,7 +46,7 @@ def models_numbers(models: Models, tables: Mapping[str, pd.DataFrame], folder: s
     for key, row in table4.iterrows():
         found |= _model_numbers(str(key), row, file)
     found |= _ends_numbers(models, table4, file) | _spread_numbers(table4, file)
-    found |= _interval_numbers(table4, file)
+    found |= _interval_numbers(table4, file) | _whole_numbers(models)
     found |= _broader_numbers(models, tables["broader"], f"{folder}/broader.csv")
     found |= _sign_numbers(tables["signs"], f"{folder}/signs.csv")
     return found | _memory_numbers(models, tables["memory"], f"{folder}/memory.csv")
@@ -103,6 +103,25 @@ def _model_numbers(key: str, row: pd.Series, file: str) -> Numbers:
             numbers[f"models.{key}.{name}"] = Number(
                 value, unit, kind, Source(file, key, column), digits=decimals(value, 3)
             )
+    return numbers
+
+
+def _whole_numbers(models: Models) -> Numbers:
+    """``models.<key>.whole_…``: composed totals over whole generations of a configuration, less one."""
+    numbers: Numbers = {}
+    rows = models.others[models.others["experiment"] == EXPERIMENT]
+    for (key, configuration), group in rows.groupby(["model", "configuration_id"]):
+        by = {str(row["protocol"]): row for _, row in group.iterrows()}
+        if by.keys() < {"full", "sampled"}:
+            continue
+        for quantity, name in (("latency_s", "latency"), ("gpu_energy_Wh", "gpu_energy")):
+            whole, composed = (float(by[protocol][quantity]) for protocol in ("full", "sampled"))
+            source = Source(models.source, f"{configuration}, sampled / full", quantity)
+            difference = 100 * (composed / whole - 1)
+            if isfinite(difference):
+                numbers[f"models.{key}.whole_{name}_difference"] = Number(
+                    difference, "%", "measured", source, digits=decimals(difference, 2)
+                )
     return numbers
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import LOOP_STAGES
+from t2v_energy.measurement.record import LOOP_STAGES, Operators, Spans, Windows
+from t2v_energy.measurement.validity import MAX_PROFILE_EXCESS_PERCENT, profile_excess
 
 COLUMNS = ("model", "stage", "operator_class", "gpu_time_share", "gpu_s", "kernels", "kind")
 OTHER = "elementwise"
@@ -47,7 +48,8 @@ def operators_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """``operators.csv``, columns :data:`COLUMNS`, one row a model, stage and class.
 
     Args:
-        records: records' JSON as it is; those without a profile are left out.
+        records: records' JSON as it is; those without a profile are left out, and those whose profile holds
+            more kernel time of a stage than the stage takes (rule ``profile`` of docs/record.md).
 
     A profile holds one generation of few steps; what is inside the loop comes S/steps times in a video.
     ``gpu_time_share`` is a class's part of all kernels' time in a video (1), ``gpu_s`` that time (s), and
@@ -58,7 +60,7 @@ def operators_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """
     found: list[pd.DataFrame] = []
     for record in records:
-        if record.get("operators"):
+        if record.get("operators") and _believable(record):
             model = record["configuration"]["model"]
             if any(model == table["model"].iloc[0] for table in found):
                 raise UserError(
@@ -68,6 +70,17 @@ def operators_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
                 )
             found.append(_of_record(record))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS))
+
+
+def _believable(record: Mapping[str, Any]) -> bool:
+    if record["environment"]["gpu"] is None:
+        return True  # tiny models on a processor, whose threads' times add up to more than the clock's
+    parts = (
+        Windows.model_validate(record["windows"]),
+        Spans.model_validate(record["spans"]),
+        Operators.model_validate(record["operators"]),
+    )
+    return profile_excess(*parts)[1] <= MAX_PROFILE_EXCESS_PERCENT
 
 
 def _of_record(record: Mapping[str, Any]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from t2v_energy.errors import UserError
 SOURCE_DATE_EPOCH = 0  # a fixed instant: the document shows no date
 
 
-def compile_paper(root: Path, source: Path, out: Path, campaign: str = "h200") -> None:
+def compile_paper(
+    root: Path, source: Path, out: Path, campaign: str = "h200", beside: Sequence[str] = ()
+) -> None:
     """Compile ``source`` (under ``root``) to the PDF ``out``.
 
     ``campaign`` is whose numbers and tables the text takes, from results/numbers/<campaign>.json and
-    results/tables/<campaign>/.  Only the fonts that come with Typst are used.
+    results/tables/<campaign>/; tables of models of the campaigns ``beside`` stand beside
+    its own.  Only the fonts that come with Typst are used.
 
     Raises:
         UserError: the text does not compile, for one because it asks for a number that is not there.
@@ -30,7 +34,7 @@ def compile_paper(root: Path, source: Path, out: Path, campaign: str = "h200") -
             str(source),
             root=str(root),
             ignore_system_fonts=True,
-            sys_inputs={"campaign": campaign},
+            sys_inputs={"campaign": campaign, "beside": ",".join(beside)},
             timestamp=SOURCE_DATE_EPOCH,
             format="pdf",
         )

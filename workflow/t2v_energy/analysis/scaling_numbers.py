@@ -119,16 +119,22 @@ def _exponents(part: _Part) -> dict[str, Number | None]:
     alike = wanted["same_tiles"].eq(True)
     pairs = wanted[(wanted["kind"] == "pair") & (wanted["x"] == "tokens") & alike]
     for (name, quantity), group in pairs.groupby(["set", "quantity"]):
-        for label, place in (
-            ("smallest", group["x_centre"].argmin()),
-            ("largest", group["x_centre"].argmax()),
-        ):
-            row = group.iloc[int(place)]
+        ordered = group.sort_values("x_centre")
+        for label, place in (("smallest", 0), ("next_largest", -2), ("largest", -1)):
+            if len(ordered) < -place:
+                continue
+            row = ordered.iloc[place]
             where = f"{name}, {quantity}, tokens, {row['range']}"
             prefix = f"scaling.{name}.{_short(str(quantity))}.{label}"
             found[prefix] = part.number(row, "exponent", where, ends=ends, kind="measured")
             source = Source(part.file, where, "range")
             found[f"{prefix}.range"] = Number(str(row["range"]), "", "constant", source)
+        prefix = f"scaling.{name}.{_short(str(quantity))}"
+        source = Source(part.file, f"{name}, {quantity}, tokens, pairs", "exponent_ci95_high ≥ 2")
+        reach = int((ordered["exponent_ci95_high"] >= 2).sum())
+        found[f"{prefix}.reach_two"] = Number(reach, "", "measured", source)
+        source = Source(part.file, f"{name}, {quantity}, tokens, pairs", "rows")
+        found[f"{prefix}.pairs"] = Number(len(ordered), "", "constant", source)
     return found
 
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import Spans, Windows
+from t2v_energy.measurement.record import LOOP_STAGES, Spans, Windows
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -132,6 +132,23 @@ def generations(windows: Windows, spans: Spans) -> list[Generation]:
             )
         )
     return found
+
+
+def one_step_stage_s(windows: Windows, spans: Spans) -> dict[str, float]:
+    """Time (s) of each stage's spans in a generation of one step: the mean over the measured generations.
+
+    What is in the loop counts with one step's part.
+    """
+    total: dict[str, float] = {}
+    counted = _of_kind(windows, "generation")
+    weight = {index: 1 / windows.steps[index] for index in counted if windows.steps[index] > 0}
+    for window, stage, start_s, end_s in zip(
+        spans.window, spans.stage, spans.start_s, spans.end_s, strict=True
+    ):
+        if window in weight:
+            part = weight[window] if stage in LOOP_STAGES else 1.0
+            total[stage] = total.get(stage, 0.0) + part * (end_s - start_s) / len(weight)
+    return total
 
 
 def by_repetition(generations: Sequence[Generation], values: ArrayLike) -> Array:

@@ -17,6 +17,12 @@ from t2v_energy.metering.spans import SpanRecorder
 
 STEPS = 1
 """Denoising steps of the profiled generation: steps do not differ in what they run."""
+OPERATOR = "::"
+"""In the name of each of torch's operators, and of nothing else.
+
+torch gives a kernel to every event of the host that carries the number of the operator that launched it.
+Notes of the tracer itself ("Command Buffer Full", "Activity Buffer Request") and CUDA's own calls are
+numbered apart, so some share a number with an operator and would count its kernels again, under another."""
 OUTSIDE = ""
 """Stage of what no stage's call launched."""
 
@@ -44,7 +50,7 @@ def _by_operator(events: Any, prefix: str, on_gpu: bool) -> Operators:
     seconds: Counter[tuple[str, str]] = Counter()
     kernels: Counter[tuple[str, str]] = Counter()
     for event in events:
-        if event.device_type != torch.autograd.DeviceType.CPU or event.name.startswith(prefix):
+        if event.device_type != torch.autograd.DeviceType.CPU or not _is_operator(event.name, prefix):
             continue
         own_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         count = len(event.kernels) if on_gpu else 1
@@ -60,6 +66,10 @@ def _by_operator(events: Any, prefix: str, on_gpu: bool) -> Operators:
         device_s=[seconds[key] for key in keys],
         kernels=[kernels[key] for key in keys],
     )
+
+
+def _is_operator(name: str, prefix: str) -> bool:
+    return OPERATOR in name and not name.startswith(prefix)
 
 
 def _whose(event: Any, prefix: str) -> tuple[str, str]:

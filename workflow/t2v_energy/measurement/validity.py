@@ -11,8 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.composition import Generation, generations, step_sem_percent, unspanned_percent
-from t2v_energy.measurement.record import Neighbour, Record, read_record, record_paths
+from t2v_energy.measurement.composition import (
+    Generation,
+    generations,
+    one_step_stage_s,
+    step_sem_percent,
+    unspanned_percent,
+)
+from t2v_energy.measurement.record import (
+    LOOP_STAGES,
+    Neighbour,
+    Operators,
+    Record,
+    Spans,
+    Windows,
+    read_record,
+    record_paths,
+)
 from t2v_energy.metering.attribution import energy_J, power_integral_J
 from t2v_energy.metering.series import Samples
 
@@ -20,6 +35,8 @@ MAX_UNSPANNED_PERCENT = 1.0
 MAX_CLOSURE_PERCENT = 2.0
 MIN_CLOSURE_S = 5.0
 MAX_STEP_SEM_PERCENT = 0.3
+MAX_PROFILE_EXCESS_PERCENT = 5.0
+MIN_PROFILED_S = 0.05
 
 # nvml.h, nvmlClocksEventReasons (formerly nvmlClocksThrottleReasons)
 CLOCK_REASONS = {
@@ -69,6 +86,7 @@ def check(record: Record, expected_gpu: str | None = None) -> list[Finding]:
         _closure(record, found),
         _step_sem(record, found),
         _throttling(record, found),
+        _profile(record),
     ]
 
 
@@ -204,6 +222,32 @@ def _throttling(record: Record, found: list[Generation]) -> Finding:
         f"{count} of {seen.size} samples with a refused clock reason, limit 0"
         + (f": {names}" if names else ""),
     )
+
+
+def _profile(record: Record) -> Finding:
+    """Kernels of a stage cannot run longer than the stage takes: then some were counted twice."""
+    rule = "profile"
+    if record.operators is None or record.environment.gpu is None:
+        return Finding(rule, "ok", "not checked: no profile of a GPU")
+    stage, percent = profile_excess(record.windows, record.spans, record.operators)
+    what = f"kernels of stage {stage} in the profile, beyond the time that it takes:"
+    return _limited(rule, "flag", what, percent, MAX_PROFILE_EXCESS_PERCENT, digits=1)
+
+
+def profile_excess(windows: Windows, spans: Spans, profile: Operators) -> tuple[str, float]:
+    """The stage whose kernels exceed its measured time most in a profile, and by how much (%).
+
+    Stages of less than :data:`MIN_PROFILED_S` are left out: launches, not kernels, make their time.
+    """
+    worst = ("", -100.0)
+    for stage, seconds in one_step_stage_s(windows, spans).items():
+        if seconds >= MIN_PROFILED_S:
+            times = profile.steps if stage in LOOP_STAGES else 1
+            kernels_s = sum(
+                s for s, name in zip(profile.device_s, profile.stage, strict=True) if name == stage
+            )
+            worst = max(worst, (stage, 100 * (kernels_s / (seconds * times) - 1)), key=lambda found: found[1])
+    return worst
 
 
 def _reasons_during(samples: Samples, found: list[Generation]) -> NDArray[np.int64]:
