@@ -310,7 +310,8 @@ def _table4_row(models: Models, key: str) -> dict[str, object]:
     status = "ok" if key in models.rows else models.failed.get(key, "not measured")
     found: dict[str, object] = {"model": key, "title": models.title(key), "status": status}
     found |= _printed_cells(models, key, printed) if printed else {"note": ""}
-    found["note"] = "; ".join(filter(None, (found["note"], models.stand_ins.get(key))))
+    notes = (str(found["note"]), models.stand_ins.get(key, ""))
+    found["note"] = "; ".join(filter(None, notes))
     if key not in models.rows:
         return found
     row = models.rows[key]
