@@ -43,13 +43,13 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def machine(table: pd.DataFrame) -> str:
-    """GPU model, boards and hosts, for a figure's margin; empty where the rows do not say."""
-    if not {"gpu_name", "gpu_uuids", "hosts"} <= set(table.columns):
+    """GPU model and boards, for a figure's margin; empty where the rows do not say.
+
+    Hosts are not counted: in containers, several often have one name.
+    """
+    if not {"gpu_name", "gpu_uuids"} <= set(table.columns):
         return ""
     models = sorted(set(table["gpu_name"].dropna())) or ["no GPU"]
     boards = {uuid for joined in table["gpu_uuids"].dropna() for uuid in joined.split(";")}
-    hosts = {host for joined in table["hosts"].dropna() for host in joined.split(";")}
-    counted = [(len(boards), "board"), (len(hosts), "host")]
-    return ", ".join(
-        [" and ".join(models)] + [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counted if count]
-    )
+    count = f", {len(boards)} board{'s' * (len(boards) > 1)}" if boards else ""
+    return " and ".join(models) + count
