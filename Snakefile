@@ -34,6 +34,7 @@ pathvars:
 include: "workflow/rules/prompts.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/published.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/beside.smk"
 include: "workflow/rules/paper.smk"

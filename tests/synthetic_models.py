@@ -87,7 +87,7 @@ def record(key: str, *, reasons: int = 0x4, gpu: str | None = planted.GPU) -> Re
         reasons=reasons,
         gpu=gpu,
         operators=Operators(
-            steps=1, stage=["denoiser"], operator=["aten::linear"], device_s=[0.5], kernels=[100]
+            steps=1, stage=["denoiser"], operator=["aten::linear"], device_s=[0.4], kernels=[100]
         ),
         memory=Memory(
             allocated_B=sizes,

@@ -97,15 +97,16 @@ class TestShipped:
 
     def test_the_sizes_of_the_published_sweep(self) -> None:
         entries = listed(tiny.ROOT, "h200")
-        by_passes: dict[int, set[tuple[int, int]]] = {1: set(), 2: set()}
+        by_passes: dict[int, set[tuple[int, int]]] = {1: set(), 2: set(), 3: set()}
         for entry in entries:
             by_passes[entry.passes].add((entry.configuration.width, entry.configuration.height))
         assert by_passes[2] == {
-            (256, 256), (320, 240), (384, 384), (448, 256), (512, 512), (576, 320), (704, 384), (768, 432),
+            (320, 240), (384, 384), (448, 256), (512, 512), (576, 320), (704, 384), (768, 432),
             (832, 480), (1024, 576), (1088, 608), (1280, 720), (1536, 864), (1792, 1008),
         }  # fmt: skip
         shapes = {(640, 624), (960, 416), (480, 832)}
-        assert by_passes[1] == shapes
+        assert by_passes[3] == {(256, 256)}
+        assert by_passes[1] == shapes | {(1920, 1088), (2560, 1440), (3520, 1984)}
         assert {width * height for width, height in shapes} == {832 * 480}
         assert {(e.configuration.num_frames, e.configuration.num_inference_steps) for e in entries} == {
             (81, 50)
@@ -170,7 +171,7 @@ class TestUnknownKeys:
         rewrite(root, "config", zzz=1)
         text = message(load_settings, root)
         assert "unknown key 'zzz' (value 1)" in text
-        assert "known keys here: campaign, paper_campaign, prompts, measure, protocols" in text
+        assert "known keys here: campaign, paper_campaign, paper_beside, prompts, measure, protocols" in text
 
     def test_several_are_counted(self, root: Path) -> None:
         rewrite(root, "config", zzz=1, yyy=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_the_campaign_of_the_paper_has_the_folder_figures(root: Path) -> None:
     assert found.figures == "figures"
 
 
+def test_only_sealed_campaigns_with_models_stand_beside_the_papers(root: Path) -> None:
+    shutil.copy(tiny.ROOT / "config/experiments/cross-model.yaml", root / "config/experiments")
+    assert dag(root, paper_beside=["h100"]).beside == []  # not the paper's campaign
+    with pytest.raises(UserError, match="paper_beside: campaign 'h100' is not sealed"):
+        _ = dag(root, paper_campaign="big", paper_beside=["h100"]).beside
+    shutil.copytree(tiny.ROOT / "results/raw/h100", root / "results/raw/h100")
+    (found,) = dag(root, paper_campaign="big", paper_beside=["h100"]).beside
+    assert found.campaign == "h100"
+    assert any(name.startswith("results/raw/h100/cross-model/wan2.1-t2v-14b") for name in found.measurements)
+    assert found.beside == []
+
+
 def test_a_cpu_campaign_needs_no_gpu(root: Path) -> None:
     assert not dag(root, "tiny").on_gpu
 
@@ -197,7 +210,7 @@ def test_every_analysis_has_its_notebook(root: Path) -> None:
         (tiny.ROOT / "config/experiments/frames.yaml").read_text()
     )
     notebooks = {path.stem for path in (tiny.ROOT / "workflow/notebooks").glob("*.ipynb")}
-    assert set(dag(root, "some").analyses) == notebooks
+    assert {*dag(root, "some").analyses, "published"} == notebooks
 
 
 def test_what_the_comparison_of_models_is_built_from(root: Path) -> None:
@@ -222,3 +235,39 @@ def test_the_workflow_runs_in_its_own_folder(root: Path, monkeypatch: pytest.Mon
     (root / "link").symlink_to(root)
     monkeypatch.chdir(root)
     assert dag(root / "link").campaign == "big"
+
+
+# --- campaigns of published tables --------------------------------------------------------------------------
+
+
+def test_published_tables_are_fetched_unless_copies_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny.ROOT)
+    campaign = {"campaign": "published-h100"}
+    fetched = read_dag(tiny.ROOT, campaign)
+    folder = "results/published/published-h100"
+    assert fetched.published_files == {name: f"{folder}/{name}.csv" for name in ("cross_model", "sweeps")}
+    assert fetched.published_figures == ["fig2", "fig3", "fig4", "fig5"]
+    assert (fetched.batch_indices, fetched.measurements, fetched.sealed) == ([], [], ())
+    copy = tmp_path / "a copy.csv"
+    copy.touch()
+    own = read_dag(tiny.ROOT, campaign | {"published_sweeps": str(copy)})
+    assert own.published_files == {"sweeps": str(copy)}
+    assert (own.published_figures, own.published_tables) == (["fig2", "fig3", "fig4"], ["audit", "table3"])
+    assert own.published_options == f"--sweeps '{copy}'"
+    with pytest.raises(UserError, match=r"published_cross_model: there is no 'none\.csv'"):
+        read_dag(tiny.ROOT, campaign | {"published_cross_model": "none.csv"})
+
+
+def test_a_campaign_of_our_own_reads_published_tables_for_the_claims_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "copy.csv").touch()
+    assert dag(root).published_files == {}
+    assert "claims" not in dag(root).analyses
+    assert dag(root, paper_campaign="big").analyses[-1] == "claims"
+    found = dag(root, paper_campaign="big", published_cross_model="copy.csv")
+    assert found.published_files == {"cross_model": "copy.csv"}
+    assert found.analyses[-2:] == ["claims", "versus"]
+    assert found.overlaid_figures == [], "no cross-model experiment of ours, no sweeps of theirs"

@@ -51,11 +51,11 @@ class TestBatches:
         plan = h200(measure={"batch_minutes": limit_s / 60})
         assert all(batch.measure_s <= limit_s or len(batch.items) == 1 for batch in plan.batches)
         assert any(batch.measure_s <= limit_s and len(batch.items) > 1 for batch in plan.batches)
-        by_pass: dict[tuple[str, int], list[Any]] = {}
+        by_pass: dict[tuple[str, str, int], list[Any]] = {}
         for batch in plan.batches:
-            (pass_index,) = {item.pass_index for item in batch.items}
-            by_pass.setdefault((batch.experiment, pass_index), []).append(batch)
-        assert len(by_pass["resolution", 1]) > 1
+            ((model, pass_index),) = {(item.configuration.model, item.pass_index) for item in batch.items}
+            by_pass.setdefault((batch.experiment, model, pass_index), []).append(batch)
+        assert len(by_pass["resolution", "wan2.1-t2v-1.3b", 1]) > 1
         for batches in by_pass.values():
             for batch, following in pairwise(batches):
                 assert batch.measure_s + following.items[0].measure_s > limit_s

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from t2v_energy.config import Configuration, ModelFile, Settings, load_model, load_settings, parse
+from t2v_energy.config import Configuration, ModelFile, Settings, load_model, load_settings
 from t2v_energy.prompts import Prompt, write_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = Path(__file__).parent / "tiny_models"
-"""One tiny model of each architecture beside ``tiny-wan``, which is shipped."""
-KEYS = ("tiny-wan", *sorted(path.stem for path in MODELS.glob("*.yaml")))
+KEYS = tuple(sorted(path.stem for path in (ROOT / "config" / "models").glob("tiny-*.yaml")))
+"""One tiny model of each architecture."""
 WORDS = ["a", "red", "fox", "crosses", "frozen", "lake", "."]
 PROMPT = Prompt("p000", "A red fox crosses a frozen lake.", 7, 0)
 SAMPLED = {
@@ -50,10 +49,8 @@ CAMPAIGN: dict[str, Any] = {
 
 
 def make_root(folder: Path, **changes: Any) -> Path:
-    """A repository's root with the shipped config/ and all tiny models, a campaign ``tiny`` (with
-    ``changes``) and its prompt."""
+    """A repository's root with the shipped config/, a campaign ``tiny`` (with ``changes``) and its prompt."""
     shutil.copytree(ROOT / "config", folder / "config")
-    shutil.copytree(MODELS, folder / "config" / "models", dirs_exist_ok=True)
     write_yaml(folder, "campaigns/tiny", CAMPAIGN | changes)
     write_prompts([PROMPT], prompts_path(folder))
     return folder
@@ -81,10 +78,7 @@ def settings(root: Path, **overrides: Any) -> Settings:
 
 def model(key: str = "tiny-wan") -> ModelFile:
     """The model file of a tiny model."""
-    path = MODELS / f"{key}.yaml"
-    if not path.is_file():
-        return load_model(ROOT, key)
-    return parse(ModelFile, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return load_model(ROOT, key)
 
 
 def defaults(key: str, **changes: Any) -> Configuration:

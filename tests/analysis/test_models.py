@@ -89,6 +89,33 @@ class TestRead:
     def test_another_prompts_row_does_not_count(self, measured: models.Models) -> None:
         assert measured.rows["cogvideox-2b"]["latency_s"] == pytest.approx(50.6 * FACTOR)
 
+    def test_another_experiments_default_setting_stands_in(self, tmp_path: Path) -> None:
+        elsewhere = planted.row(WAN) | {"experiment": "frames"}
+        forced = planted.row(WAN, times=3.0) | {"experiment": "kernels"}
+        forced["configuration_id"] = f"{forced['configuration_id']}__flash"
+        profile = planted.row(LTX) | {"experiment": "profiles"}
+        table = pd.DataFrame([planted.row("cogvideox-2b"), elsewhere, forced, profile])
+        found = read(planted.root(tmp_path / "root", table))
+        assert set(found.rows) == {"cogvideox-2b", WAN}, "a profile's few steps are no cost"
+        assert found.experiments == ["cross-model", "frames", "profiles"]
+        rows = models.table4(found).set_index("model")
+        assert rows.loc[WAN, "latency_s"] == pytest.approx(410 * FACTOR)
+        assert "experiment frames" in rows.loc[WAN, "note"]
+        assert "experiment" not in rows.loc["cogvideox-2b", "note"]
+
+    def test_a_video_decoded_in_tiles_stands_in_where_whole_frames_did_not_fit(self, tmp_path: Path) -> None:
+        tiled = planted.row(planted.FAILED) | {"intervention": "vae-tiling"}
+        tiled["configuration_id"] = f"{tiled['configuration_id']}__vae-tiling"
+        table = pd.concat([planted.rows(), pd.DataFrame([tiled])], ignore_index=True)
+        found = read(planted.root(tmp_path / "root", table))
+        assert found.rows[planted.FAILED]["intervention"] == "vae-tiling"
+        assert not found.failed
+        assert models.table4(found).set_index("model").loc[planted.FAILED, "note"].endswith("in tiles")
+        plain = planted.row(planted.FAILED)
+        table = pd.concat([table, pd.DataFrame([plain])], ignore_index=True)
+        found = read(planted.root(tmp_path / "other", table))
+        assert found.rows[planted.FAILED]["intervention"] == ""
+
     def test_a_campaign_without_the_experiment(self, tmp_path: Path) -> None:
         other = pd.DataFrame([synthetic.row("resolution", (256, 256))])
         with pytest.raises(UserError, match="no row of experiment 'cross-model'"):

@@ -31,7 +31,7 @@ SHORT = {"warmups": 1, "repetitions": 3, "min_window_s": 0.5, "max_repetitions":
 CLIP = "tiny-animatediff_32x32_1f_1s"
 
 # What a user writes to add models: a file each, and no Python.
-ONE_STAGE = yaml.safe_load((tiny.MODELS / "tiny-ltx.yaml").read_text()) | {
+ONE_STAGE = yaml.safe_load((tiny.ROOT / "config/models/tiny-ltx.yaml").read_text()) | {
     "key": "eighth-ltx",
     "title": "LTX-Video in one stage",
     "pipeline": "LTXPipeline",

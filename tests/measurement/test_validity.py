@@ -8,7 +8,7 @@ import pytest
 from records import GPU, configuration, environment, make_record, out_of_memory, write
 from t2v_energy.config import ProtocolSettings, SampledProtocol
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import Process, Record, Windows
+from t2v_energy.measurement.record import Operators, Process, Record, Windows
 from t2v_energy.measurement.validity import Finding, check, validate_folder
 from t2v_energy.metering.series import Ticks
 
@@ -40,6 +40,40 @@ def test_a_sound_record_is_ok_by_every_rule_and_says_each_number() -> None:
     ]
     # its record has no profile, and says so
     assert "not checked" not in " ".join(f.detail for f in found if f.rule != "profile")
+
+
+class TestProfile:
+    """Planted stages of one step: denoiser 0.4 s, VAE 0.6 s."""
+
+    @staticmethod
+    def of(**changes: float) -> Record:
+        seconds = {"text_encoder": 0.3, "denoiser": 0.4, "scheduler": 0.0, "vae_decode": 0.6} | changes
+        return make_record(
+            operators=Operators(
+                steps=1,
+                stage=list(seconds),
+                operator=["aten::linear"] * len(seconds),
+                device_s=list(seconds.values()),
+                kernels=[1] * len(seconds),
+            )
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "level"),
+        [({}, "ok"), ({"denoiser": 0.41}, "ok"), ({"denoiser": 0.43}, "flag"), ({"vae_decode": 1.2}, "flag")],
+    )
+    def test_kernels_cannot_take_longer_than_their_stage(self, changes: dict[str, float], level: str) -> None:
+        assert finding(self.of(**changes), "profile").level == level
+
+    def test_it_names_the_stage_and_by_how_much(self) -> None:
+        detail = finding(self.of(denoiser=0.6, vae_decode=1.2), "profile").detail
+        assert "stage vae_decode" in detail
+        assert "100.0 %, limit 5 %" in detail
+
+    def test_without_a_gpu_threads_add_up(self) -> None:
+        record = self.of(denoiser=9.0)
+        record = make_record(gpu=None, operators=record.operators)
+        assert finding(record, "profile").level == "ok"
 
 
 class TestUnspanned:

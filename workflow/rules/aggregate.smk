@@ -1,32 +1,37 @@
 # Stage 3: raw records to tidy tables.  Seals are checked by content here; a missing or extra record
 # of a sealed experiment already stops the reading of the Snakefile.
-rule aggregate:
-    input:
-        STUDY.measurements,
-        models=STUDY.model_files,
-        code=STUDY.sources(
-            "aggregation.py",
-            "measurement/composition.py",
-            "measurement/record.py",
-            "measurement/validity.py",
-            "metering/attribution.py",
-            "metering/codecarbon.py",
-            "work",
-        ),
-    output:
-        parquet="<aggregated>/measurements.parquet",
-        csv="<aggregated>/configurations.csv",
-    log:
-        "logs/aggregate/<campaign>.log",
-    conda:
-        "../../envs/analysis.yaml"
-    threads: 4
-    params:
-        campaign=STUDY.campaign,
-    message:
-        "Stage 3: aggregate the records of campaign {STUDY.campaign}"
-    shell:
-        "t2v-energy aggregate --campaign {params.campaign} --parquet {output.parquet} --csv {output.csv} --processes {threads} 2> {log}"
+AGGREGATION_CODE = STUDY.sources(
+    "aggregation.py",
+    "measurement/composition.py",
+    "measurement/record.py",
+    "measurement/validity.py",
+    "metering/attribution.py",
+    "metering/codecarbon.py",
+    "work",
+)
+
+
+if not STUDY.is_published:
+
+    rule aggregate:
+        input:
+            STUDY.measurements,
+            models=STUDY.model_files,
+            code=AGGREGATION_CODE,
+        output:
+            parquet="<aggregated>/measurements.parquet",
+            csv="<aggregated>/configurations.csv",
+        log:
+            "logs/aggregate/<campaign>.log",
+        conda:
+            "../../envs/analysis.yaml"
+        threads: 4
+        params:
+            campaign=STUDY.campaign,
+        message:
+            "Stage 3: aggregate the records of campaign {STUDY.campaign}"
+        shell:
+            "t2v-energy aggregate --campaign {params.campaign} --parquet {output.parquet} --csv {output.csv} --processes {threads} 2> {log}"
 
 
 rule meter:

@@ -194,9 +194,7 @@ if STUDY.compares_models:
             ),
         output:
             figures=[
-                f"<figures>/{name}{end}"
-                for name in MODELS_FIGURES
-                for end in FORMATS
+                f"<figures>/{name}{end}" for name in MODELS_FIGURES for end in FORMATS
             ],
             tables=[
                 *expand(
@@ -257,6 +255,109 @@ rule theory:
         "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
         "-p configurations {input.configurations} -p tables {params.tables} -p numbers {output.numbers} "
         "{input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
+if STUDY.is_published:
+
+    rule published:
+        input:
+            **STUDY.published_files,
+            notebook="workflow/notebooks/published.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            configs=STUDY.compared_files,
+            claims="config/claims.yaml",
+            code=STUDY.sources(
+                "analysis", "audit", "claims", "published", "study.py", "work"
+            ),
+        output:
+            figures=[
+                f"<figures>/{name}{end}"
+                for name in STUDY.published_figures
+                for end in FORMATS
+            ],
+            tables=expand("<tables>/{name}.csv", name=STUDY.published_tables),
+        log:
+            notebook="logs/notebooks/<campaign>/published.ipynb",
+            console="logs/notebooks/<campaign>/published.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            files=lambda wildcards, input: " ".join(
+                f"-p {source} {path}" for source, path in STUDY.published_files.items()
+            ),
+            figures=lambda wildcards: STUDY.figures,
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: what the published tables of campaign {STUDY.campaign} allow"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} {params.files} "
+            "-p configurations {input.configurations} -p tables {params.tables} -p figures {params.figures} "
+            "{input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
+if STUDY.is_paper_campaign:
+
+    # Without the authors' files, what needs them is `data absent`.
+    rule claims:
+        input:
+            **STUDY.published_files,
+            claims="config/claims.yaml",
+            campaign="config/campaigns/published-h100.yaml",
+            own=([rules.scaling.output.tables] if "scaling" in STUDY.analyses else []),
+            configs=STUDY.compared_files,
+            theory=STUDY.study_files,
+            code=STUDY.sources("audit", "claims", "published", "study.py", "work"),
+        output:
+            tables="results/tables/claims.csv",
+            numbers="<numbers>/claims.json",
+        log:
+            "logs/claims/<campaign>.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            files=STUDY.published_options,
+            tables=lambda wildcards: f"results/tables/{STUDY.campaign}",
+        message:
+            "Recompute what the study prints"
+        shell:
+            "t2v-energy claims --tables {params.tables} {params.files} --out {output.tables} "
+            "--numbers {output.numbers} 2> {log}"
+
+
+if "versus" in STUDY.analyses:
+
+    rule versus:
+        input:
+            **STUDY.published_files,
+            campaign="config/campaigns/published-h100.yaml",
+            configurations="<aggregated>/configurations.csv",
+            same_gpu=STUDY.same_gpu_configurations,
+            configs=STUDY.compared_files,
+            code=STUDY.sources("analysis", "audit", "published", "study.py", "work"),
+        output:
+            tables="results/tables/h100_vs_h200.csv",
+            figures=[
+                f"results/figures/h100_vs_h200/{name}{end}"
+                for name in STUDY.overlaid_figures
+                for end in FORMATS
+            ],
+        log:
+            "logs/versus/<campaign>.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            files=STUDY.published_options,
+            same_gpu=lambda wildcards, input: "".join(
+                f"--same-gpu {path}" for path in input.same_gpu
+            ),
+            figures="results/figures/h100_vs_h200",
+        message:
+            "The study's H100 against campaign {STUDY.campaign}"
+        shell:
+            "t2v-energy versus --campaign {params.campaign} --configurations {input.configurations} {params.files} "
+            "{params.same_gpu} --out {output.tables} --figures {params.figures} 2> {log}"
 
 
 ANALYSES = [getattr(rules, name).output for name in STUDY.analyses]

@@ -11,7 +11,7 @@ rule aggregate_beside:
     input:
         measurements=lambda wildcards: BESIDE[wildcards.beside].measurements,
         models=lambda wildcards: BESIDE[wildcards.beside].model_files,
-        code=rules.aggregate.input.code,
+        code=AGGREGATION_CODE,
     output:
         parquet="results/aggregated/{beside}/measurements.parquet",
         csv="results/aggregated/{beside}/configurations.csv",

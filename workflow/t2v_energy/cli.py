@@ -124,11 +124,53 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("meter", _meter, "try the meter on simulated GPUs of known power: its error and coverage")
     sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("fetch", _fetch, "fetch a table that others published, and check it")
+    sub.add_argument("--campaign", required=True)
+    sub.add_argument("--source", required=True)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("adapt", _adapt, "stage 3 of published-h100: the authors' tables in our form")
+    _published(sub)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command(
+        "versus", _versus, "the study's H100 against our own board, where both have a configuration"
+    )
+    _published(sub)
+    sub.add_argument("--campaign", required=True, help="our campaign")
+    sub.add_argument("--configurations", type=Path, required=True, help="its configurations.csv")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--same-gpu", type=Path, help="configurations.csv of ours on the study's GPU model")
+    sub.add_argument("--figures", type=Path, required=True, help="folder of the figures that show both")
+
+    sub = command("claims", _claims, "recompute every number that the study prints, as far as the data goes")
+    _published(sub)
+    sub.add_argument("--tables", type=Path, required=True, help="folder of our campaign's tables")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--numbers", type=Path, required=True)
+
+    sub = command(
+        "audit", _audit, "forensic checks of a table of energies: what its numbers say of how they were made"
+    )
+    sub.add_argument(
+        "file", type=Path, help="a CSV file with the study's columns, or with ours (docs/audit.md)"
+    )
+    sub.add_argument(
+        "--accelerator", help="key of config/accelerators.yaml (default: by the name in the file)"
+    )
+    sub.add_argument("--format", choices=("report", "csv", "json"), default="report")
+    sub.add_argument("--out", type=Path, help="write it there (default: print it)")
     return parser
 
 
 def _settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--settings", type=_mapping, default={}, help="JSON laid over config/config.yaml")
+
+
+def _published(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--cross-model", type=Path, help="the authors' cross-model table")
+    sub.add_argument("--sweeps", type=Path, help="the authors' table of sweeps")
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -345,6 +387,82 @@ def _meter(options: argparse.Namespace) -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(accuracy_table()).to_csv(options.out, index=False)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from t2v_energy.config import load_campaign
+    from t2v_energy.published.fetch import fetch
+
+    sources = load_campaign(options.root, options.campaign).sources
+    if options.source not in sources:
+        raise UserError(
+            f"campaign {options.campaign} has no source {options.source!r}",
+            where=f"config/campaigns/{options.campaign}.yaml, sources",
+            remedy=f"it has: {', '.join(sources) or 'none'}",
+        )
+    file = sources[options.source]
+    digest = fetch(file, options.source, options.out)
+    if file.sha256 is None:
+        print(f"{options.out}: not pinned; its SHA-256 is {digest}", file=sys.stderr)
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from t2v_energy.published.campaign import checked_file, configurations
+
+    cross_model = checked_file(options.root, "cross_model", options.cross_model)
+    sweeps = checked_file(options.root, "sweeps", options.sweeps)
+    table = configurations(options.root, cross_model, sweeps)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+
+
+def _versus(options: argparse.Namespace) -> None:
+    from t2v_energy.published.campaign import checked_file, configurations
+    from t2v_energy.published.versus import overlays, versus_table, write_overlays
+
+    cross_model = checked_file(options.root, "cross_model", options.cross_model)
+    sweeps = checked_file(options.root, "sweeps", options.sweeps)
+    theirs = configurations(options.root, cross_model, sweeps)
+    both = (options.root, options.campaign, options.configurations, theirs)
+    table = versus_table(*both, same_gpu=options.same_gpu)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+    write_overlays(overlays(*both), options.figures)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from t2v_energy.analysis.numbers import write
+    from t2v_energy.claims.listing import load_claims
+    from t2v_energy.claims.sources import read_sources
+    from t2v_energy.claims.verdicts import claims_numbers, claims_table
+    from t2v_energy.published.campaign import checked_file
+
+    claims = load_claims(options.root)
+    cross_model = checked_file(options.root, "cross_model", options.cross_model)
+    sweeps = checked_file(options.root, "sweeps", options.sweeps)
+    table = claims_table(claims, read_sources(options.root, claims, options.tables, cross_model, sweeps))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+    write(options.numbers, claims_numbers(table, str(options.out)))
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from t2v_energy.audit.checks import audit
+    from t2v_energy.audit.report import findings_json, findings_table, report
+    from t2v_energy.audit.table import read_energy_table
+
+    table = read_energy_table(options.file, options.root, options.accelerator)
+    findings = audit(table)
+    if options.format == "csv":
+        text = findings_table(findings).to_csv(index=False)
+    else:
+        text = (findings_json if options.format == "json" else report)(table, findings) + "\n"
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return int(bool(findings))
 
 
 if __name__ == "__main__":

@@ -398,6 +398,16 @@ class Experiment(Strict):
         return tuple(dict.fromkeys(entry.model or self.model or "" for entry in self.vary))
 
 
+class PublishedFile(Strict):
+    """A table that others published, from which a campaign is made instead of from measurements."""
+
+    url: str = Field(pattern=r"^https://", description="where it is fetched from")
+    revision: str = Field(min_length=1, description="version of it that `url` names")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="its checksum; null: not pinned, and every use says so"
+    )
+
+
 class Campaign(Strict):
     """Measurements from one GPU model (or the CPU)."""
 
@@ -421,6 +431,9 @@ class Campaign(Strict):
     experiments: dict[Key, dict[str, Any]] = Field(
         description="experiment: keys of its file that this campaign sets otherwise (`{}`: none). Each "
         "replaces the whole key: a `fixed` here drops the file's `fixed`"
+    )
+    sources: dict[Literal["cross_model", "sweeps"], PublishedFile] = Field(
+        {}, description="others' tables that the campaign is made of; nothing of it is measured here"
     )
 
 
@@ -460,6 +473,10 @@ class Settings(Strict):
     prompts: PromptSettings = Field(PromptSettings(), description="stage 1")
     measure: MeasureSettings = Field(MeasureSettings(), description="stage 2")
     protocols: ProtocolSettings = Field(ProtocolSettings(), description="how measurements are taken")
+    published_cross_model: str | None = Field(
+        None, description="your copy of the study's cross-model table, for its claims and `published-h100`"
+    )
+    published_sweeps: str | None = Field(None, description="the same of its table of sweeps")
 
 
 # --- one measurable configuration ---------------------------------------------------------------------

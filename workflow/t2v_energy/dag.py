@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,33 @@ class Dag:
     def campaign(self) -> str:
         """Key of the campaign."""
         return self.settings.campaign
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the campaign is made of tables that others published, and nothing of it is measured."""
+        return bool(self.plan.campaign.sources)
+
+    @property
+    def published_files(self) -> dict[str, str]:
+        """The study's tables that are read, by source: your copies; without any, those that are fetched.
+
+        A campaign of our own reads them for the claims, and only where they are given.
+        """
+        given = {
+            "cross_model": self.settings.published_cross_model, "sweeps": self.settings.published_sweeps
+        }  # fmt: skip
+        own = {source: path for source, path in given.items() if path}
+        return own or {source: self.fetched_file(source) for source in self.plan.campaign.sources}
+
+    @property
+    def published_options(self) -> str:
+        """:attr:`published_files` as options of the command line, for the shell."""
+        named = self.published_files.items()
+        return " ".join(f"--{source.replace('_', '-')} {shlex.quote(path)}" for source, path in named)
+
+    def fetched_file(self, source: str) -> str:
+        """Where a published table is kept once it is fetched."""
+        return f"results/published/{self.campaign}/{source}.csv"
 
     @property
     def is_paper_campaign(self) -> bool:
@@ -125,10 +153,40 @@ class Dag:
 
     @property
     def analyses(self) -> list[str]:
-        """Rules of stage 4 that the campaign has data for, each named as its notebook."""
+        """Rules of stage 4 that the campaign has data for, named as its notebook if it has one."""
+        if self.is_published:
+            return ["published", "theory"]
         sweeps = ["sweeps", "scaling", "breakdown"] if self.sweep_figures else []
         compared = ["comparison"] if self.compares else []
-        return [*sweeps, *compared, *(["models"] if self.compares_models else []), "theory"]
+        claims = ["claims"] if self.is_paper_campaign else []
+        claims += ["versus"] if self.is_paper_campaign and self.published_files else []
+        return [*sweeps, *compared, *(["models"] if self.compares_models else []), "theory", *claims]
+
+    @property
+    def published_figures(self) -> list[str]:
+        """Figures that a campaign of published tables has data for."""
+        sweeps = [*SWEEP_FIGURES.values()] if "sweeps" in self.published_files else []
+        return [*sweeps, *(["fig5"] if "cross_model" in self.published_files else [])]
+
+    @property
+    def same_gpu_configurations(self) -> list[str]:
+        """Stage 3 of the first campaign beside this one that ran on the study's GPU model, if there is."""
+        accelerator = load_study(self.root).accelerator
+        found = [dag.campaign for dag in self.beside if dag.plan.campaign.accelerator == accelerator]
+        return [f"results/aggregated/{key}/configurations.csv" for key in found[:1]]
+
+    @property
+    def overlaid_figures(self) -> list[str]:
+        """Figures of this campaign that the study's points can be drawn into."""
+        swept = self.sweep_figures if "sweeps" in self.published_files else []
+        return [*swept, *(["fig5"] if "cross_model" in self.published_files and self.compares_models else [])]
+
+    @property
+    def published_tables(self) -> list[str]:
+        """Tables of the same, by name."""
+        sweeps = ["table3"] if "sweeps" in self.published_files else []
+        models = ["table4_recomputed", "broader"] if "cross_model" in self.published_files else []
+        return ["audit", *sweeps, *models]
 
     @property
     def compared_files(self) -> list[str]:
@@ -234,6 +292,14 @@ def read_dag(root: Path, config: Mapping[str, Any]) -> Dag:
             where="config/config.yaml",
             remedy="name a .txt or .jsonl file by its path from the repository's root, or null",
         )
+    for name in ("published_cross_model", "published_sweeps"):
+        path = getattr(settings, name)
+        if path and not (root / path).is_file():
+            raise UserError(
+                f"{name}: there is no {path!r}",
+                where="--config",
+                remedy="name your copy of the study's CSV file",
+            )
     plan = make_plan(root, settings)  # of every experiment, so that a sealed one's files are checked too
     keys = plan.campaign.experiments
     sealed = tuple(key for key in keys if is_sealed(raw_folder(root, settings.campaign, key)))

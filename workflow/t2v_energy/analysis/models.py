@@ -309,9 +309,8 @@ def _table4_row(models: Models, key: str) -> dict[str, object]:
     printed, file = models.study.models.get(key), models.files[key]
     status = "ok" if key in models.rows else models.failed.get(key, "not measured")
     found: dict[str, object] = {"model": key, "title": models.title(key), "status": status}
-    found |= _printed_cells(models, key, printed) if printed else {"note": ""}
-    notes = (str(found["note"]), models.stand_ins.get(key, ""))
-    found["note"] = "; ".join(filter(None, notes))
+    found |= _printed_cells(models, key, printed) if printed else {}
+    found["note"] = "; ".join(filter(None, (printed.note if printed else "", models.stand_ins.get(key, ""))))
     if key not in models.rows:
         return found
     row = models.rows[key]
@@ -335,7 +334,7 @@ def _table4_row(models: Models, key: str) -> dict[str, object]:
 def _printed_cells(models: Models, key: str, printed: PrintedModel) -> dict[str, object]:
     """What the study prints of a model, and what follows from that alone."""
     defaults = models.files[key].defaults
-    found: dict[str, object] = {"note": printed.note, "printed_total_energy_Wh": printed.total_energy_Wh}
+    found: dict[str, object] = {"printed_total_energy_Wh": printed.total_energy_Wh}
     for name in COSTS:
         mean, std = getattr(printed, name)
         found |= {f"printed_{name}": mean, f"printed_{name}_std": std}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,15 +41,17 @@ PARTS: Mapping[str, tuple[str, str]] = {
 }
 KIND_HATCHES: Mapping[str, str] = {"measured": "", "modelled": "////", "constant": "...."}
 _PRINTED: Mapping[str, Any] = {"color": style.PRINTED_COLOUR, "marker": "D", "markerfacecolor": "white"}
+_OTHER: Mapping[str, Any] = {"color": style.SECOND_COLOUR, "marker": "s", "markersize": 3.0}
 _LABEL_PERCENT = 6.0  # a narrower part of a bar has no room for its number
 _LIMIT_DASHES = (0, (4, 2))
 
 
-def figure_costs(models: Models) -> Figure:
+def figure_costs(models: Models, other: pd.DataFrame | None = None) -> Figure:
     """Figure 5: GPU energy and latency of each model (log scale, mean and standard deviation), and shares.
 
     Top: ours beside the printed values; bottom: GPU, CPU and RAM in percent of their sum, hatched by kind of
-    number, the printed shares as the thin bar below each.  Energies are left out without a counter.
+    number, the printed shares as the thin bar below each.  Energies are left out without a counter.  Rows of
+    ``other`` by the model's key, of another campaign, are drawn on the same lines.
     """
     style.apply()
     figure = Figure(figsize=(style.TEXT_WIDTH_INCH, (4.0 + 1.25 * len(models.keys)) * CM))
@@ -56,6 +59,9 @@ def figure_costs(models: Models) -> Figure:
     energy, latency, shares = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
     _cost_panel(energy, models, "gpu_energy_Wh", "GPU energy of a video (Wh)")
     _cost_panel(latency, models, "latency_s", "Latency (s)")
+    if other is not None:
+        _other_costs(energy, models, other, "gpu_energy_Wh")
+        _other_costs(latency, models, other, "latency_s")
     latency.set_yticklabels([])
     _share_panel(shares, models)
     top = [
@@ -63,7 +69,9 @@ def figure_costs(models: Models) -> Figure:
                label=f"{models.accelerator.title}, {models.weights} weights (bar: std)"),
         Line2D([], [], linestyle="none", markersize=3.5, label=f"Printed, {models.study.gpu}", **_PRINTED),
     ]  # fmt: skip
-    figure.legend(handles=top, loc="upper center", ncol=2, bbox_to_anchor=(0.56, 1.0))
+    if other is not None:
+        top.append(Line2D([], [], linestyle="none", label="The study's rows", **_OTHER))
+    figure.legend(handles=top, loc="upper center", ncol=len(top), bbox_to_anchor=(0.56, 1.0))
     bottom = [
         *(Patch(facecolor=colour, label=name, linewidth=0) for name, colour in PARTS.values()),
         *(
@@ -106,6 +114,13 @@ def _cost_panel(axes: Axes, models: Models, quantity: str, label: str) -> None:
             )  # fmt: skip
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(label)
+
+
+def _other_costs(axes: Axes, models: Models, other: pd.DataFrame, quantity: str) -> None:
+    costs = {str(key): float(value) for key, value in other[quantity].items()}
+    for place, key in enumerate(models.keys):
+        if key in costs:
+            axes.plot(costs[key], place, linestyle="none", zorder=4, **_OTHER)
 
 
 def _point(axes: Axes, mean: float, std: float, place: float, look: Mapping[str, Any]) -> None:

@@ -57,6 +57,12 @@ _PASS_MARKER: Mapping[str, Any] = {
 _POINT_SIZE, _STRIP_POINT_SIZE = 4.4, 3.3
 _EDGE = 0.6  # white, around filled points, for the areas below are dark
 
+_OTHER_MARKER: dict[str, Any] = {
+    "linestyle": "none", "marker": "D", "markersize": 3.5, "markerfacecolor": "white",
+    "markeredgecolor": style.SECOND_COLOUR, "markeredgewidth": 1.0,
+}  # fmt: skip
+"""Another campaign's points."""
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -114,7 +120,9 @@ class _Column:
         return x, y, labels
 
 
-def figure_sweep(sweep: Sweep, predictors: Mapping[str, Predictor]) -> Figure:
+def figure_sweep(
+    sweep: Sweep, predictors: Mapping[str, Predictor], other: pd.DataFrame | None = None
+) -> Figure:
     """Figure 2, 3 or 4, by the sweep's experiment: latency and GPU energy against what it varies.
 
     Rows of panels: the study's formula and the true architecture, each at the µ of ``predictors`` (written
@@ -124,7 +132,9 @@ def figure_sweep(sweep: Sweep, predictors: Mapping[str, Predictor]) -> Figure:
     as in the study; strips over pixels and steps are logarithmic, so that the many small values are as
     legible as the few large ones, and where sizes go far beyond :data:`INSET_MEGAPIXELS` an inset shows what
     is below.  The dashed line is the study's formula with its own constants.  Figure 4 has one column of
-    panels a size and quantity.  Where a campaign has no GPU energy, the CPU's is shown, without theory.
+    panels a size and quantity.  Where a campaign has no GPU energy, the CPU's is shown, without theory.  Rows
+    of ``other``, of another campaign and the same experiment, are diamonds in the panels; no theory is fitted
+    to them.
 
     Raises:
         UserError: the experiment is none of the study's sweeps, or its rows differ in something else than
@@ -145,11 +155,13 @@ def figure_sweep(sweep: Sweep, predictors: Mapping[str, Predictor]) -> Figure:
         for axes, strip, column in zip(panels, strips, columns, strict=True):
             _panel(axes, column, predictor, predictors["paper"])
             _error_strip(strip, column, predictor)
+            if other is not None:
+                _other_points(axes, column, other)
     _scales(grid, columns)
     for panels, predictor in zip(grid[::2], shown, strict=True):
         for axes, column in zip(panels, columns, strict=True):
             _inset(axes, column, predictor, predictors["paper"])
-    _legend(figure, sweep, predictors["paper"])
+    _legend(figure, sweep, predictors["paper"], with_other=other is not None)
     figure.align_ylabels(grid)
     return figure
 
@@ -226,6 +238,16 @@ def _points(axes: Axes, column: _Column) -> None:
         x, y, _ = column.passes()
         axes.plot(x, y, zorder=4, **_PASS_MARKER)
     _bars(axes, column, column.y, column.half, _POINT_SIZE, _EDGE)
+
+
+def _other_points(axes: Axes, column: _Column, other: pd.DataFrame) -> None:
+    """Another campaign's rows; where the sweep has several sizes, those of the panel's."""
+    varied, rows = column.sweep.varied, other
+    if varied.column != "pixels":
+        size = column.sweep.rows.iloc[0]
+        rows = rows[(rows["height"] == size["height"]) & (rows["width"] == size["width"])]
+    x = rows["height"] * rows["width"] if varied.column == "pixels" else rows[varied.column]
+    axes.plot(x / varied.scale, rows[column.quantity], zorder=6, **_OTHER_MARKER)
 
 
 def _bars(axes: Axes, column: _Column, y: pd.Series, half: pd.Series, size: float, edge: float = 0) -> None:
@@ -363,7 +385,7 @@ def _strip_scale(strip: Axes, column: _Column, narrow: bool) -> None:
     strip.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _legend(figure: Figure, sweep: Sweep, printed: Predictor) -> None:
+def _legend(figure: Figure, sweep: Sweep, printed: Predictor, *, with_other: bool = False) -> None:
     """Lines below the panels: operators as the areas are stacked, measured marks, the study's own model."""
     areas = [Patch(color=style.OPERATOR_COLOURS[o], label=style.OPERATOR_LABELS[o]) for o in OPERATORS]
     column = _Column(sweep, "latency_s", "", True)
@@ -378,6 +400,8 @@ def _legend(figure: Figure, sweep: Sweep, printed: Predictor) -> None:
         marks.append(
             Line2D([], [], label="VAE in tiles", markersize=1.2 * _STRIP_POINT_SIZE, **_mark(True, False))
         )
+    if with_other:
+        marks.append(Line2D([], [], label="The study, H100", **_OTHER_MARKER))
     lines: list[tuple[Sequence[Any], float]] = [(areas, 1.4), (marks, 1.4)]
     if not sweep.accelerator.nominal:
         label = f"The study's formula with its own µ = {printed.efficiency} and {printed.power_W:.0f} W"

@@ -95,7 +95,8 @@ def measured_calls(
 ) -> dict[str, MeasuredCall]:
     """Measured denoiser calls of experiment ``resolution``, ``smallest`` and ``default``, where it has them.
 
-    Empty for a campaign of another model, or whose accelerator has no published values.
+    Empty for a campaign of another model, without spans of steps, or whose accelerator has no published
+    values.
 
     Raises:
         UserError: the table is missing, or the campaign is unknown.
@@ -103,6 +104,8 @@ def measured_calls(
     path, accelerator = root / configurations, load_campaign(root, campaign).accelerator
     rows = read_rows(path)
     if theory.accelerators[accelerator].nominal:
+        return {}
+    if "step_time_s" not in rows:
         return {}
     rows = rows.query("experiment == 'resolution' and status == 'ok' and model == @theory.model.key")
     calls = {}

@@ -227,8 +227,10 @@ def _throttling(record: Record, found: list[Generation]) -> Finding:
 def _profile(record: Record) -> Finding:
     """Kernels of a stage cannot run longer than the stage takes: then some were counted twice."""
     rule = "profile"
-    if record.operators is None or record.environment.gpu is None:
-        return Finding(rule, "ok", "not checked: no profile of a GPU")
+    if record.operators is None:
+        return Finding(rule, "ok", "none was asked for")
+    if record.environment.gpu is None:
+        return Finding(rule, "ok", "not checked: no GPU; threads' times add up to more than the clock's")
     stage, percent = profile_excess(record.windows, record.spans, record.operators)
     what = f"kernels of stage {stage} in the profile, beyond the time that it takes:"
     return _limited(rule, "flag", what, percent, MAX_PROFILE_EXCESS_PERCENT, digits=1)

@@ -1,0 +1,1 @@
+"""The study's own measurements, as its authors published them."""
