@@ -241,15 +241,16 @@ class Cluster:
         self.set_node("down")
 
     def _processes_of_jobs(self) -> list[psutil.Process]:
-        """What slurmd started, and all that these started: they have this cluster in their environment."""
-        found = []
+        """What runs in this cluster's jobs, and the slurmstepd above them, whose environment cannot be read."""
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                ours = process.environ().get("SLURM_CONF") == str(self.folder / "slurm.conf")
-                on_node = "SLURM_JOB_ID" in process.environ() or "slurmstepd" in process.name()
-                if ours and on_node:
-                    found += [process, *process.children(recursive=True)]
-        return found
+                variables = process.environ()
+                ours = variables.get("SLURM_CONF") == str(self.folder / "slurm.conf")
+                if ours and "SLURM_JOB_ID" in variables:
+                    above = [p for p in process.parents() if "slurmstepd" in p.name()]
+                    found |= {p.pid: p for p in (*above, process)}
+        return list(found.values())
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
