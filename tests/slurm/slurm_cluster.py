@@ -241,7 +241,7 @@ class Cluster:
         self.set_node("down")
 
     def _processes_of_jobs(self) -> list[psutil.Process]:
-        """What runs in this cluster's jobs, and the slurmstepd above them, whose environment cannot be read."""
+        """What runs in this cluster's jobs, and slurmstepd above it, whose environment is unreadable."""
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
