@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from scipy import stats
 from t2v_energy.config import Configuration, load_model
+from t2v_energy.measurement.gpus import choose_gpu
 from t2v_energy.measurement.protocols import Subject
 from t2v_energy.measurement.record import Windows
-from t2v_energy.measurement.runner import choose_gpu
 from t2v_energy.metering.nvml import NvmlDevice
 from t2v_energy.metering.sampler import Sampler
 from t2v_energy.metering.spans import SpanRecorder

@@ -37,7 +37,8 @@ from t2v_energy.work import true_work
 ROOT = Path(__file__).parents[1]
 SPAN_COLUMNS = (
     "campaign experiment configuration_id model height width num_frames num_inference_steps protocol "
-    "pass_index attention_kernel intervention window generation stage step call start_s end_s duration_s "
+    "pass_index attention_kernel intervention gpu_name record window generation stage step call start_s "
+    "end_s duration_s "
     "gpu_energy_J gpu_energy_J_ci90 gpu_energy_kind mean_power_W"
 )
 LEADING_COLUMNS = (

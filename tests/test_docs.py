@@ -24,6 +24,7 @@ from t2v_energy.analysis import (
     kernels,
     models,
     models_checks,
+    neighbour,
     operator_rates,
     operators,
     prediction,
@@ -84,6 +85,8 @@ MODEL_TABLES = {
     "operators": operators.COLUMNS,
 }
 """The same of those that only a campaign with experiment ``cross-model`` has."""
+NEIGHBOUR_TABLES = {"neighbour": neighbour.COLUMNS}
+"""The same of those that only a campaign with experiment ``neighbour`` has."""
 DOCUMENTS = sorted(
     path
     for folder in (ROOT, ROOT / "config", ROOT / "profiles", ROOT / "docs")
@@ -228,10 +231,11 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
     record = ROOT / "results/raw/h200/resolution/wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json"
     parquet, csv = tmp_path / "m.parquet", tmp_path / "c.csv"
     aggregate({"resolution": [record]}, parquet, csv, ROOT)
+    every = TABLES | MODEL_TABLES | NEIGHBOUR_TABLES
     built = {
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
-        **{f"{name}.csv": list(columns) for name, columns in (TABLES | MODEL_TABLES).items()},
+        **{f"{name}.csv": list(columns) for name, columns in every.items()},
         "operator_rates.csv": list(operator_rates.COLUMNS),
         "claims.csv": list(verdicts.COLUMNS),
         "table4_recomputed.csv": list(verdicts.TABLE4_RECOMPUTED_COLUMNS),
@@ -250,7 +254,9 @@ def test_every_table_that_is_built_is_described(clone: Clone) -> None:
         Path(name).stem for name in clone.outputs() if re.fullmatch(r"results/tables/h200/.*\.csv", name)
     }
     has_models = CROSS_MODEL in load_campaign(ROOT, "h200").experiments
-    assert built == set(TABLES) | (set(MODEL_TABLES) if has_models else set())
+    has_neighbour = neighbour.EXPERIMENT in load_campaign(ROOT, "h200").experiments
+    wanted = {**TABLES, **(MODEL_TABLES if has_models else {}), **(NEIGHBOUR_TABLES if has_neighbour else {})}
+    assert built == set(wanted)
 
 
 def test_the_contents_of_the_tables_list_every_heading() -> None:

@@ -24,9 +24,10 @@ import pytest
 import tiny
 from t2v_energy.errors import UserError
 from t2v_energy.measurement import runner
+from t2v_energy.measurement.gpus import choose_gpu
 from t2v_energy.measurement.progress import Progress
 from t2v_energy.measurement.record import Process, Record, read_record, record_paths, to_json
-from t2v_energy.measurement.runner import Session, choose_gpu, measure_batch
+from t2v_energy.measurement.runner import Session, measure_batch
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering import fake_nvml
 from t2v_energy.metering.fake_nvml import FakeDeviceFactory, FakeGpu

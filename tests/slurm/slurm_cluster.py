@@ -16,8 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel")
 GPUS = 2
@@ -161,8 +164,7 @@ class Cluster:
             self._configure()
             self._start_munge()
             self.start_controller()
-            self._start("slurmd", "slurmd", "-D", "-N", NODE)
-            self._wait("an idle node", lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t"))
+            self.start_node()
         except BaseException:
             self.__exit__()
             raise
@@ -218,6 +220,37 @@ class Cluster:
     def stop_controller(self) -> None:
         """End slurmctld, as an update of the cluster does; jobs go on."""
         self._stop("slurmctld")
+
+    def start_node(self) -> None:
+        """Start slurmd, at first or after :meth:`fail_node`."""
+        self._start("slurmd", "slurmd", "-D", "-N", NODE)
+        self._wait("an idle node", lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t"))
+
+    def fail_node(self) -> None:
+        """End slurmd and all that runs on the node at once and without a word, as a power cut does.
+
+        The controller notices by itself only after ``SlurmdTimeout``, five minutes: it is told.
+        """
+        daemon = self._daemons.pop("slurmd")
+        # First whoever would tell the controller that a job ended.
+        jobs = sorted(self._processes_of_jobs(), key=lambda process: "slurmstepd" not in process.name())
+        for process in [psutil.Process(daemon.pid), *jobs]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        daemon.wait()
+        self.set_node("down")
+
+    def _processes_of_jobs(self) -> list[psutil.Process]:
+        """What runs in this cluster's jobs, and slurmstepd above it, whose environment is unreadable."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                variables = process.environ()
+                ours = variables.get("SLURM_CONF") == str(self.folder / "slurm.conf")
+                if ours and "SLURM_JOB_ID" in variables:
+                    above = [p for p in process.parents() if "slurmstepd" in p.name()]
+                    found |= {p.pid: p for p in (*above, process)}
+        return list(found.values())
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:

@@ -22,7 +22,7 @@ NAMES = {f"tiny-wan_{height}x{width}_5f_2s__sampled_r1.json" for height, width i
 FINISHED = "→ ok"
 # A campaign on the CPU asks for no GPU, but there is none here to measure: it is made to ask for one.
 WITH_GPU = ("--set-resources", "measure_batch:gpu=1")
-LIMIT_S = 180
+LIMIT_S = 240
 
 State = dict[str, tuple[bytes, int]]  # by record: content and time of writing
 
@@ -222,4 +222,52 @@ def test_a_restarted_controller_is_waited_for(one_batch: Clone, cluster: Cluster
     done = _end(run)
     assert done.returncode == 0, done.stdout
     assert [job.state for job in cluster.jobs()] == ["COMPLETED"]
+    _assert_complete_and_kept(one_batch, before, done.stdout)
+
+
+def test_a_batch_that_runs_into_its_time_limit_goes_on_with_more_time(
+    clone: Clone, cluster: Cluster, tmp_path: Path
+) -> None:
+    """SLURM looks at limits twice a minute: the batch must be longer than a limit of one and that."""
+    vary = [{"height": height, "width": width} for height, width in SIZES]
+    protocols = QUICK | {"idle_s": 13.0}
+    experiments = {"resolution": {**IN_CPU_SMALL, "vary": vary}}
+    clone.write_campaign(CAMPAIGN, protocols=protocols, experiments=experiments)
+    run = _start(clone, tmp_path / "log")
+    _wait(run, "a running batch", lambda: _states(cluster, "RUNNING"))
+    (first,) = cluster.jobs()
+    cluster.ask("scontrol", "update", f"jobid={first.id}", "timelimit=1")
+    before: State = {}
+
+    def over() -> bool:
+        nonlocal before
+        ended = bool(_states(cluster, "TIMEOUT"))
+        before = before if ended else _state(clone)
+        return ended
+
+    _wait(run, "the limit", over)
+    done = _end(run)
+    assert done.returncode == 0, done.stdout
+    assert f"SLURM-job '{first.id}' failed, SLURM status is: 'TIMEOUT'" in done.stdout
+    states = [(job.state, job.minutes) for job in cluster.jobs()]
+    assert states == [("TIMEOUT", 1), ("COMPLETED", 2 * first.minutes)], "twice what was asked for at first"
+    assert 1 <= len(before) < len(NAMES)
+    _assert_complete_and_kept(clone, before, done.stdout)
+
+
+def test_a_batch_whose_node_fails_goes_on_when_it_is_back(
+    one_batch: Clone, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The node is cut off in the middle of a measurement; nobody but Snakemake starts the batch again."""
+    run = _start(one_batch, tmp_path / "log")
+    _wait(run, "a record", lambda: FINISHED in _said(one_batch))
+    cluster.fail_node()
+    before = _state(one_batch)
+    (first,) = cluster.jobs()
+    cluster.start_node()
+    done = _end(run)
+    assert done.returncode == 0, done.stdout
+    assert f"SLURM-job '{first.id}' failed due to a node failure" in done.stdout
+    assert [job.state for job in cluster.jobs()] == ["NODE_FAIL", "COMPLETED"]
+    assert 1 <= len(before) < len(NAMES)
     _assert_complete_and_kept(one_batch, before, done.stdout)

@@ -25,12 +25,13 @@ if not STUDY.is_published:
             "logs/aggregate/<campaign>.log",
         conda:
             "../../envs/analysis.yaml"
+        threads: 4
         params:
             campaign=STUDY.campaign,
         message:
             "Stage 3: aggregate the records of campaign {STUDY.campaign}"
         shell:
-            "t2v-energy aggregate --campaign {params.campaign} --parquet {output.parquet} --csv {output.csv} 2> {log}"
+            "t2v-energy aggregate --campaign {params.campaign} --parquet {output.parquet} --csv {output.csv} --processes {threads} 2> {log}"
 
 
 if STUDY.operator_records:

@@ -159,6 +159,7 @@ if STUDY.compares:
                     "settling",
                     "kernels",
                     "kernels_fit",
+                    *(["neighbour"] if STUDY.has("neighbour") else []),
                 ),
             ),
             numbers="<numbers>/comparison.json",

@@ -13,9 +13,12 @@ passes lie apart is a column of its own, ``_pass_spread_percent``.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from math import hypot, isfinite, nan, sqrt
 from pathlib import Path
@@ -23,10 +26,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-from t2v_energy.config import load_accelerator, load_campaign, load_model
+from t2v_energy.config import Accelerator, load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import (
     CONFIDENCE,
@@ -44,8 +49,11 @@ from t2v_energy.measurement.record import Record, read_record, write_atomically
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering.attribution import energies_J
 from t2v_energy.metering.codecarbon import cpu_kind
+from t2v_energy.parallel import mapped
 from t2v_energy.work import true_work
 
+PORTION = 50
+"""Records that are read at once."""
 J_PER_WH = 3600.0
 B_PER_GIB = 2**30
 CI95_PER_CI90 = 1.96 / 1.645  # the instrument's interval is taken as normal
@@ -55,6 +63,8 @@ QUANTITIES = ("latency_s", "gpu_energy_Wh", "cpu_energy_Wh", "ram_energy_Wh")
 ENERGIES = QUANTITIES[1:]
 SPREAD = ("latency_s", "gpu_energy_Wh")
 """Quantities whose passes are compared."""
+Columns = dict[str, Array]
+"""A small table by column: a hundred thousand of them as data frames would cost more than what is in them."""
 IDLE = ("idle_before", "idle_after")
 CODECARBON = (
     "codecarbon_window_energy_Wh",
@@ -64,7 +74,9 @@ CODECARBON = (
 )
 
 
-def aggregate(records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, root: Path) -> None:
+def aggregate(
+    records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, root: Path, processes: int = 1
+) -> None:
     """Write ``measurements.parquet`` and ``configurations.csv`` of one campaign.
 
     Args:
@@ -72,42 +84,77 @@ def aggregate(records: Mapping[str, Sequence[Path]], parquet: Path, csv: Path, r
             such as a size that was taken out of the experiment, is left alone.
         parquet, csv: the files to write; folders are made, older files replaced.
         root: the repository's root, whose ``config/`` has the models and accelerators.
+        processes: at most so many work at once. Records are read a few at a time, so memory grows with the
+            number of configurations, not with that of spans; the result is the same.
 
     Raises:
         UserError: a record is corrupt, truncated, foreign (another experiment's or campaign's) or of
             another schema version; an experiment has no record; a record has no energy where it should.
     """
-    measurements = [_measurement(record) for record in read_records(records)]
-    spans = _all_spans(measurements)
-    rows = pd.DataFrame([_row(group, root) for group in _merged_passes(measurements)])
-    parquet.parent.mkdir(parents=True, exist_ok=True)
-    temporary = parquet.with_name(f".{parquet.name}.{os.getpid()}.tmp")
-    spans.to_parquet(temporary, index=False)
-    os.replace(temporary, parquet)
-    write_atomically(csv, _ordered(rows).to_csv(index=False, float_format="%.10g"), overwrite=True)
-
-
-def read_records(records: Mapping[str, Sequence[Path]]) -> Iterator[Record]:
-    """Every record of every experiment, in the order of ``records``.
-
-    Raises:
-        UserError: a record cannot be read, or belongs to another experiment or campaign than the rest.
-    """
-    campaign = None
     for experiment, paths in records.items():
         if not paths:
             raise UserError(f"experiment {experiment!r} has no records", remedy="measure it first")
+    portions = list(_portions(records))
+    campaign = read_record(portions[0][0][1]).campaign if portions else ""
+    temporary = parquet.with_name(f".{parquet.name}.{os.getpid()}.tmp")
+    rows: list[_KeyedRow] = []
+    try:
+        with ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            work = partial(_portion_tables, campaign, root)
+            for spans, of_portion in mapped(work, portions, processes, stack):
+                rows += of_portion
+                table = pa.Table.from_pandas(spans, preserve_index=False)
+                if writer is None:
+                    parquet.parent.mkdir(parents=True, exist_ok=True)
+                    writer = stack.enter_context(pq.ParquetWriter(temporary, table.schema))
+                writer.write_table(table.cast(writer.schema))
+        os.replace(temporary, parquet)
+    finally:
+        temporary.unlink(missing_ok=True)
+    ordered = pd.DataFrame([row for _, row in sorted(rows, key=lambda keyed: keyed[0])])
+    write_atomically(csv, _ordered(ordered).to_csv(index=False, float_format="%.10g"), overwrite=True)
+
+
+_KeyedRow = tuple[tuple[str, ...], dict[str, Any]]
+_Portion = list[tuple[str, Path]]
+"""Experiment and path of some records; all passes of a configuration are in one portion."""
+
+
+def _portions(records: Mapping[str, Sequence[Path]]) -> Iterator[_Portion]:
+    """The records in their order, passes of a configuration together, in parts of about ``PORTION``."""
+    portion: _Portion = []
+    for experiment, paths in records.items():
+        by_measurement: dict[str, list[Path]] = {}
         for path in paths:
-            record = read_record(path)
-            campaign = campaign or record.campaign
-            if (record.campaign, record.experiment) != (campaign, experiment):
-                raise UserError(
-                    f"foreign record: of campaign {record.campaign!r}, experiment {record.experiment!r}, "
-                    f"among those of {campaign!r}, {experiment!r}",
-                    where=str(path),
-                    remedy="move it to its own folder",
-                )
-            yield record
+            by_measurement.setdefault(path.name.rpartition("_r")[0], []).append(path)
+        for passes in by_measurement.values():
+            portion += [(experiment, path) for path in passes]
+            if len(portion) >= PORTION:
+                yield portion
+                portion = []
+    if portion:
+        yield portion
+
+
+def _portion_tables(campaign: str, root: Path, portion: _Portion) -> tuple[pd.DataFrame, list[_KeyedRow]]:
+    """The spans of a portion, and its rows of ``configurations.csv``, each with what it is sorted by."""
+    measurements = [_measurement(_own(path, campaign, experiment)) for experiment, path in portion]
+    rows = [(key, _row(passes, root)) for key, passes in _merged_passes(measurements)]
+    return _all_spans(measurements), rows
+
+
+def _own(path: Path, campaign: str, experiment: str) -> Record:
+    """A record, which must be of this campaign and experiment."""
+    record = read_record(path)
+    if (record.campaign, record.experiment) != (campaign, experiment):
+        raise UserError(
+            f"foreign record: of campaign {record.campaign!r}, experiment {record.experiment!r}, "
+            f"among those of {campaign!r}, {experiment!r}",
+            where=str(path),
+            remedy="move it to its own folder",
+        )
+    return record
 
 
 # --- one record ---------------------------------------------------------------------------------------------
@@ -120,8 +167,8 @@ class _Measurement:
     Attributes:
         record: the record.
         generations: its measured generations; none for a record that is not ``ok``.
-        spans: its rows of ``measurements.parquet``, without the columns that say whose they are.
-        videos: one row a repetition: every quantity of a whole video composed from its generations' mean.
+        spans: columns of its rows of ``measurements.parquet``, without those that say whose they are.
+        videos: columns of one row a repetition: every quantity of a whole video, from its generations' mean.
             Short clips apart, a repetition is one generation.
         idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
         stretch_J, stretch_s: the same from the first generation's start, warm-ups included, to the last
@@ -130,8 +177,8 @@ class _Measurement:
 
     record: Record
     generations: list[Generation]
-    spans: pd.DataFrame
-    videos: pd.DataFrame
+    spans: Columns
+    videos: Columns
     idle_J: float
     idle_s: float
     stretch_J: float
@@ -156,8 +203,9 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     rows["gpu_energy_J"], rows["gpu_energy_J_ci90"] = _energies(
         record, _edges(rows["start_s"], rows["end_s"])
     )
-    rows["gpu_energy_kind"] = "measured" if record.ticks else ""
-    rows["mean_power_W"] = rows["gpu_energy_J"] / rows["duration_s"].where(rows["duration_s"] > 0)
+    lasting_s = np.where(rows["duration_s"] > 0, rows["duration_s"], nan)
+    rows["gpu_energy_kind"] = np.full(len(lasting_s), "measured" if record.ticks else "", dtype=object)
+    rows["mean_power_W"] = rows["gpu_energy_J"] / lasting_s
 
     whole = _edges([g.start_s for g in found], [g.end_s for g in found])
     loops = _edges([g.loop_start_s for g in found], [g.loop_end_s for g in found])
@@ -165,7 +213,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     idle, stretch = (_idle(record), _stretch(record, found)) if found else (_edges(), _edges())
     # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
     # pause, and as borders their edges would only hide how steady power is beside the loop's own.
-    once = rows.loc[rows["step"] < 0, ["start_s", "end_s"]].to_numpy().ravel()
+    once = _edges(rows["start_s"], rows["end_s"])[rows["step"] < 0].ravel()
     repeated = _repeated(found)
     groups = (whole, loops, settled, idle, stretch, repeated)
     energy, ci90 = _energies(record, np.concatenate(groups), once)
@@ -173,7 +221,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     ci90_whole, _, ci90_settled, _, _, ci90_repeated = _split(ci90, groups)
     videos = _videos(record, found)
     _add_gpu_energy(videos, record, found, (of_whole, ci90_whole), of_loop, (of_settled, ci90_settled))
-    videos = videos.join(_stages(rows, _span_weights(record, found, rows)))
+    videos |= _stages(rows, _span_weights(record, found, rows))
     if len(repeated):
         videos = _by_repetition(videos, found, ci90_repeated)
     return _Measurement(
@@ -240,7 +288,7 @@ def _kernel(record: Record) -> str:
     )
 
 
-def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
+def _span_rows(record: Record, found: list[Generation]) -> Columns:
     """Times of the measured generations' spans; ``generation`` counts from 0."""
     spans = record.spans
     number = {g.index: count for count, g in enumerate(found)}
@@ -248,18 +296,16 @@ def _span_rows(record: Record, found: list[Generation]) -> pd.DataFrame:
     kept = np.isin(window, list(number))
     start_s = np.asarray(spans.start_s, dtype=np.float64)[kept]
     end_s = np.asarray(spans.end_s, dtype=np.float64)[kept]
-    return pd.DataFrame(
-        {
-            "window": window[kept],
-            "generation": np.array([number[w] for w in window[kept].tolist()], dtype=np.int64),
-            "stage": pd.Series(np.asarray(spans.stage, dtype=object)[kept], dtype="str"),
-            "step": np.asarray(spans.step, dtype=np.int64)[kept],
-            "call": np.asarray(spans.call, dtype=np.int64)[kept],
-            "start_s": start_s,
-            "end_s": end_s,
-            "duration_s": end_s - start_s,
-        }
-    )
+    return {
+        "window": window[kept],
+        "generation": np.array([number[w] for w in window[kept].tolist()], dtype=np.int64),
+        "stage": np.asarray(spans.stage, dtype=object)[kept],
+        "step": np.asarray(spans.step, dtype=np.int64)[kept],
+        "call": np.asarray(spans.call, dtype=np.int64)[kept],
+        "start_s": start_s,
+        "end_s": end_s,
+        "duration_s": end_s - start_s,
+    }
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -278,20 +324,22 @@ def _identity(record: Record) -> dict[str, Any]:
         "pass_index": record.pass_index,
         "attention_kernel": _kernel(record),
         "intervention": "+".join(configuration.interventions),
+        "gpu_name": _set_up(record)["gpu_name"],
+        "record": _origin(record),
     }
 
 
 def _all_spans(measurements: list[_Measurement]) -> pd.DataFrame:
     """The whole of ``measurements.parquet``."""
     identities = pd.DataFrame([_identity(m.record) for m in measurements])
-    lengths = [len(m.spans) for m in measurements]
+    lengths = [len(m.spans["window"]) for m in measurements]
     repeated = identities.take(np.repeat(np.arange(len(lengths)), lengths)).reset_index(drop=True)
-    return pd.concat(
-        [repeated, pd.concat([m.spans for m in measurements], ignore_index=True)], axis="columns"
-    )
+    columns = {name: np.concatenate([m.spans[name] for m in measurements]) for name in measurements[0].spans}
+    spans = pd.DataFrame(columns).astype({"stage": "str", "gpu_energy_kind": "str"})
+    return pd.concat([repeated, spans], axis="columns")
 
 
-def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
+def _videos(record: Record, found: list[Generation]) -> Columns:
     """One row a generation, scaled to a whole video: latency, and CodeCarbon's CPU and memory energies.
 
     CodeCarbon gives one energy for all generations together. Its mean power (a load model, a constant, or
@@ -306,7 +354,7 @@ def _videos(record: Record, found: list[Generation]) -> pd.DataFrame:
     }
     for name in ("cpu", "ram"):
         columns[f"{name}_energy_Wh"] = _codecarbon_power_W(record, name) * latency_s / J_PER_WH
-    return pd.DataFrame(columns, dtype=np.float64)
+    return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
 
 def _codecarbon_power_W(record: Record, part: str) -> float:
@@ -318,7 +366,7 @@ def _codecarbon_power_W(record: Record, part: str) -> float:
 
 
 def _add_gpu_energy(
-    videos: pd.DataFrame,
+    videos: Columns,
     record: Record,
     found: list[Generation],
     whole: tuple[Array, Array],
@@ -341,65 +389,78 @@ def _add_gpu_energy(
     videos["step_energy_J"] = (loop_J + extra * settled[0]) / steps
 
 
-def _span_weights(record: Record, found: list[Generation], rows: pd.DataFrame) -> Array:
+def _span_weights(record: Record, found: list[Generation], rows: Mapping[str, Array]) -> Array:
     """How often each span of ``rows`` comes in a whole video: once, or as often as its step counts."""
     steps = record.configuration.num_inference_steps
-    weights = np.ones(len(rows))
+    weights = np.ones(len(rows["step"]))
     for number, generation in enumerate(found):
-        inside = ((rows["generation"] == number) & (rows["step"] >= 0)).to_numpy()
+        inside = (rows["generation"] == number) & (rows["step"] >= 0)
         of_step = step_weights(generation.step_starts_s, steps)
-        weights[inside] = of_step[rows["step"].to_numpy()[inside]]
+        weights[inside] = of_step[rows["step"][inside]]
     return weights
 
 
-def _by_repetition(videos: pd.DataFrame, found: list[Generation], ci90: Array) -> pd.DataFrame:
+def _by_repetition(videos: Columns, found: list[Generation], ci90: Array) -> Columns:
     """Mean video of each repetition of several generations.
 
     Its energy is known as well as that of the whole repetition, ``ci90`` (J, half-widths): what the counter
     gets wrong where one generation ends is made good where the next one begins.
     """
     number = [g.repetition for g in found]
-    means = videos.groupby(number).mean().reset_index(drop=True)
+    means = {
+        str(name): column.to_numpy() for name, column in pd.DataFrame(videos).groupby(number).mean().items()
+    }
     counts = np.unique(number, return_counts=True)[1]
     means["gpu_energy_Wh_instrument_ci95"] = CI95_PER_CI90 * ci90 / counts / J_PER_WH
     return means
 
 
-def _stages(rows: pd.DataFrame, weights: Array) -> pd.DataFrame:
+def _stages(rows: Mapping[str, Array], weights: Array) -> Columns:
     """Time (s) and GPU energy (J) of each stage in a whole video, one row a generation.
 
-    ``weights`` says how often each row of ``rows`` comes in it.
+    ``weights`` says how often each row of ``rows`` comes in it. NaN where a generation has no such stage.
     """
-    scaled = pd.DataFrame(
-        {
-            "generation": rows["generation"],
-            "stage": rows["stage"],
-            "time_s": rows["duration_s"] * weights,
-            "energy_J": rows["gpu_energy_J"] * weights,
-        }
-    )
-    by_stage = scaled.groupby(["generation", "stage"])
-    return pd.concat(
-        [
-            by_stage[quantity].sum().unstack("stage").add_suffix(f"_{quantity}")
-            for quantity in ("time_s", "energy_J")
-        ],
-        axis="columns",
-    )
+    stages, stage = np.unique(rows["stage"].astype(str), return_inverse=True)
+    shape = (int(rows["generation"].max(initial=-1)) + 1, len(stages))
+    place = rows["generation"] * len(stages) + stage
+    calls = np.bincount(place, minlength=shape[0] * shape[1])
+    columns: Columns = {}
+    for name, quantity in (("time_s", "duration_s"), ("energy_J", "gpu_energy_J")):
+        # energies are NaN without a counter, and then count as nothing: the total is NaN and tells
+        weighted = np.nan_to_num(rows[quantity]) * weights
+        sums = np.bincount(place, weighted, minlength=len(calls))
+        table = np.where(calls > 0, sums, nan).reshape(shape)
+        columns |= {f"{key}_{name}": table[:, index] for index, key in enumerate(stages.tolist())}
+    return columns
 
 
 # --- one row of configurations.csv --------------------------------------------------------------------------
 
 
-def _merged_passes(measurements: Iterable[_Measurement]) -> Iterator[list[_Measurement]]:
-    """The passes of each configuration × protocol × kernel × status, in a fixed order."""
+def _merged_passes(
+    measurements: Iterable[_Measurement],
+) -> Iterator[tuple[tuple[str, ...], list[_Measurement]]]:
+    """The passes of each configuration × protocol × kernel × status, with these as a key, in a fixed order.
+
+    What only a merged campaign may hold several of is never averaged over (:func:`_set_up`).
+    """
 
     def key(m: _Measurement) -> tuple[str, ...]:
         r = m.record
-        return (r.experiment, r.configuration_id, r.protocol, _kernel(r), r.status)
+        return (r.experiment, r.configuration_id, r.protocol, _kernel(r), r.status, *_set_up(r).values())
 
-    for _, group in groupby(sorted(measurements, key=key), key=key):
-        yield list(group)
+    for found, group in groupby(sorted(measurements, key=key), key=key):
+        yield found, list(group)
+
+
+def _set_up(record: Record) -> dict[str, str]:
+    """GPU model, protocol settings (ten digits of their checksum) and weights."""
+    gpu, settings = record.environment.gpu, record.protocol_settings.model_dump_json()
+    return {
+        "gpu_name": gpu.name if gpu else "",
+        "protocol_settings": hashlib.sha256(settings.encode()).hexdigest()[:10],
+        "weights": record.environment.weights,
+    }
 
 
 def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
@@ -407,32 +468,48 @@ def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     record = passes[0].record
     measured = [m for m in passes if m.generations]
     videos = _mean_videos(passes)
-    named = ("campaign", "configuration_id", "pass_index")
+    named = ("campaign", "configuration_id", "pass_index", "gpu_name", "record")
     row = {name: value for name, value in _identity(record).items() if name not in named}
     row["status"] = record.status
-    row |= _quantities(passes) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
+    row |= _quantities(passes, videos) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
     row["mfu"] = _mfu(record, row["latency_s"], root)
     return row | _memory(measured) | _codecarbon(measured) | _pass_means(passes) | _provenance(passes)
 
 
-def _mean_videos(passes: list[_Measurement]) -> pd.DataFrame:
-    """One row a measured pass: the mean of its generations, of every column of ``videos``."""
-    means = [m.videos.mean(skipna=False).to_frame().T for m in passes if m.generations]
-    return pd.concat(means, ignore_index=True) if means else passes[0].videos
+def _mean_videos(passes: list[_Measurement]) -> Columns:
+    """One row a measured pass: the mean of its generations, of every column of ``videos``.
+
+    NaN where a pass has no such stage.
+    """
+    measured = [m.videos for m in passes if m.generations]
+    names = dict.fromkeys(name for videos in measured for name in videos) or passes[0].videos
+    return {
+        name: np.array(
+            [videos[name].mean() if name in videos else nan for videos in measured], dtype=np.float64
+        )
+        for name in names
+    }
 
 
-def _quantities(passes: list[_Measurement]) -> dict[str, float]:
+def _mean(values: Array) -> float:
+    """The mean; NaN of nothing, and where any value is NaN."""
+    return float(values.mean()) if values.size else nan
+
+
+def _quantities(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
     """Each quantity's mean of pass means with ``_std``, ``_ci95`` (half-width), ``_n`` (repetitions).
+
+    ``videos`` has one row a pass.
 
     Intervals of modelled and constant energies show how far latency scatters, not how good the model is.
     """
     row: dict[str, float] = {}
     for name in QUANTITIES:
-        by_pass = [m.videos[name].dropna().to_numpy() for m in passes]
+        by_pass = [values[~np.isnan(values)] for values in (m.videos[name] for m in passes)]
         instrument_ci95 = 0.0
         if name == "gpu_energy_Wh":
             # What the counter gets wrong at an edge it may get wrong alike each time: not averaged down.
-            instrument_ci95 = _mean_videos(passes)["gpu_energy_Wh_instrument_ci95"].mean()
+            instrument_ci95 = _mean(videos["gpu_energy_Wh_instrument_ci95"])
         found = merged_estimate(by_pass, instrument_ci95)
         row |= {name: found.mean, f"{name}_std": found.std, f"{name}_ci95": found.ci95, f"{name}_n": found.n}
     return row
@@ -468,46 +545,50 @@ def merged_estimate(passes: Sequence[ArrayLike], instrument_ci95: float = 0.0) -
 
 def _kinds(passes: list[_Measurement]) -> dict[str, str]:
     """Kind of each energy; passes of different kinds are joined by ``+``, so that no mean hides a mixture."""
-    kinds: dict[str, set[str]] = {name: set() for name in ENERGIES}
-    for m in passes:
-        reading = m.record.codecarbon
-        if m.record.ticks:
-            kinds["gpu_energy_Wh"].add("measured")
-        if reading and reading.cpu_method != "none":
-            kinds["cpu_energy_Wh"].add(cpu_kind(reading.cpu_method))
-        if reading and reading.ram_method != "none":
-            kinds["ram_energy_Wh"].add("constant")
-    return {f"{name}_kind": "+".join(sorted(found)) for name, found in kinds.items()}
+    of_each = [energy_kinds(m.record) for m in passes]
+    return {f"{name}_kind": "+".join(sorted({kinds[name] for kinds in of_each} - {""})) for name in ENERGIES}
 
 
-def _shares(videos: pd.DataFrame) -> dict[str, float]:
+def energy_kinds(record: Record) -> dict[str, str]:
+    """Kind of each energy of a record: measured, modelled or constant; empty for one that it lacks."""
+    reading = record.codecarbon
+    has_cpu = reading is not None and reading.cpu_method != "none"
+    has_ram = reading is not None and reading.ram_method != "none"
+    return {
+        "gpu_energy_Wh": "measured" if record.ticks else "",
+        "cpu_energy_Wh": cpu_kind(reading.cpu_method) if reading and has_cpu else "",
+        "ram_energy_Wh": "constant" if has_ram else "",
+    }
+
+
+def _shares(videos: Columns) -> dict[str, float]:
     """Each stage's part of the whole video's time and GPU energy; what no span covers is in neither.
 
     ``videos`` has one row a pass, so that passes count alike.
     """
-    total_s = videos["latency_s"].sum()
-    total_J = videos["gpu_energy_Wh"].sum(skipna=False) * J_PER_WH
+    sums = {name: float(values.sum()) for name, values in videos.items()}
+    totals = {"_time_s": sums["latency_s"], "_energy_J": sums["gpu_energy_Wh"] * J_PER_WH}
     row = {}
-    for ending, name, total in (("_time_s", "_time_share", total_s), ("_energy_J", "_energy_share", total_J)):
-        for column in videos.columns.drop("step_energy_J"):
+    for ending, total in totals.items():
+        for column in sums.keys() - {"step_energy_J"}:
             if column.endswith(ending):
-                part = videos[column].sum(skipna=False)
-                row[column.removesuffix(ending) + name] = part / total if total > 0 else nan
-    return row
+                share = column.removesuffix(ending) + ending.rpartition("_")[0] + "_share"
+                row[share] = sums[column] / total if total > 0 else nan
+    return dict(sorted(row.items()))
 
 
-def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]:
+def _steps(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
     """The denoising step, the part that comes once, and powers (W); ``videos`` has one row a pass."""
-    steps = videos["step_s"].to_list() if passes else []
+    steps = videos["step_s"].tolist() if passes else []
     sems = [s * step_sem_percent(m.generations) for s, m in zip(steps, passes, strict=True)]
     idle_s = sum(m.idle_s for m in passes)
-    energy_J = videos["gpu_energy_Wh"].mean(skipna=False) * J_PER_WH
+    energy_J = _mean(videos["gpu_energy_Wh"]) * J_PER_WH
     return {
         "step_time_s": float(np.mean(steps)) if steps else nan,
         "step_time_sem_percent": hypot(*sems) / sum(steps) if steps else nan,
-        "step_energy_J": videos["step_energy_J"].mean(skipna=False),
-        "once_s": videos["once_s"].mean(),
-        "mean_power_W": energy_J / videos["latency_s"].mean(),
+        "step_energy_J": _mean(videos["step_energy_J"]),
+        "once_s": _mean(videos["once_s"]),
+        "mean_power_W": energy_J / _mean(videos["latency_s"]),
         "idle_power_W": sum(m.idle_J for m in passes) / idle_s if idle_s > 0 else nan,
         "unspanned_percent": max(
             (unspanned_percent(m.record.windows, m.record.spans) for m in passes), default=nan
@@ -518,9 +599,11 @@ def _steps(passes: list[_Measurement], videos: pd.DataFrame) -> dict[str, float]
 def _mfu(record: Record, latency_s: float, root: Path) -> float:
     """True work over what the accelerator could have done in the same time.
 
-    NaN on a nominal accelerator, and of a model that no closed forms count.
+    NaN on a nominal or unknown accelerator, and of a model that no closed forms count.
     """
-    accelerator = load_accelerator(root, load_campaign(root, record.campaign).accelerator)
+    accelerator = _accelerator(record, root)
+    if accelerator is None:
+        return nan
     c = record.configuration
     model = load_model(root, c.model)
     if accelerator.nominal or record.status != "ok" or model.architecture == "other":
@@ -529,6 +612,17 @@ def _mfu(record: Record, latency_s: float, root: Path) -> float:
     size = (c.height, c.width, c.num_frames)
     work = true_work(model, *size, c.num_inference_steps, prompt_tokens=tokens)
     return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
+
+
+def _accelerator(record: Record, root: Path) -> Accelerator | None:
+    """The campaign's; of a merged campaign of several GPU models, the one of the record's own campaign."""
+    campaign = load_campaign(root, record.campaign)
+    if record.source and campaign.gpu_name is None:
+        own = record.source.campaign
+        if not (root / "config" / "campaigns" / f"{own}.yaml").is_file():
+            return None
+        campaign = load_campaign(root, own)
+    return load_accelerator(root, campaign.accelerator)
 
 
 def _memory(passes: list[_Measurement]) -> dict[str, float]:
@@ -568,7 +662,7 @@ def _pass_means(passes: list[_Measurement]) -> dict[str, Any]:
     uuids = [m.record.environment.gpu.uuid for m in ordered if m.record.environment.gpu]
     row: dict[str, Any] = {"gpus": len(set(uuids)), "gpu_uuids": ";".join(uuids)}
     for name in SPREAD:
-        found = (float(m.videos[name].mean(skipna=False)) for m in ordered if m.generations)
+        found = (_mean(m.videos[name]) for m in ordered if m.generations)
         means = [mean for mean in found if isfinite(mean)]
         row[f"{name}_pass_means"] = ";".join(f"{mean:.8g}" for mean in means)
         several = len(means) > 1
@@ -579,6 +673,7 @@ def _pass_means(passes: list[_Measurement]) -> dict[str, Any]:
 def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
     """Which records these are, their own flags, and the validity rules that they break (``level:rule``)."""
     flags: set[str] = set()
+    ordered = sorted((m.record for m in passes), key=lambda record: record.pass_index)
     for m in passes:
         findings = check(m.record)
         rules = {f.rule for f in findings}
@@ -589,7 +684,25 @@ def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
         "flags": ";".join(sorted(flags)),
         "configuration_id": passes[0].record.configuration_id,
         "passes": len(passes),
+        **_set_up(passes[0].record),
+        "hosts": ";".join(record.environment.host for record in ordered),
+        "neighbour": passes[0].record.configuration.neighbour or "",
+        "neighbours_power_W": _neighbours_power_W(ordered),
+        "records": ";".join(_origin(record) for record in ordered),
     }
+
+
+def _neighbours_power_W(records: Sequence[Record]) -> float:
+    """Mean power that the host's other GPUs drew together, over the passes; NaN where there are none."""
+    drawn = [[n.mean_power_W for n in record.environment.neighbours] for record in records]
+    known = [sum(p for p in powers if p is not None) for powers in drawn if powers and None not in powers]
+    return float(np.mean(known)) if known else nan
+
+
+def _origin(record: Record) -> str:
+    """Campaign and file of a record where it was sealed, before any merging."""
+    source = record.source
+    return f"{source.campaign}/{source.record}" if source else f"{record.campaign}/{record.file_name}"
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:

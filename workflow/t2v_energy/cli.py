@@ -91,10 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--experiment", required=True)
 
+    sub = command(
+        "merge", _merge, "make one campaign of several sealed ones; each record says where it is from"
+    )
+    sub.add_argument("sources", nargs="+", metavar="CAMPAIGN", help="key, or folder of a campaign's records")
+    sub.add_argument("--into", required=True, metavar="KEY", help="a campaign without records yet")
+    sub.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MIXTURE",
+        help="what may differ all the same: gpu-models, protocols, protocol-settings, weights, kinds, "
+        "duplicates; the error that refuses it says what happens then. May be given again",
+    )
+
     sub = command("aggregate", _aggregate, "stage 3: records to tidy tables")
     _campaign(sub)
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
+    sub.add_argument("--processes", type=int, default=1, help="at most so many at once (default: 1)")
 
     sub = command("operator-rates", _operator_rates, "rates and powers of experiment operators as a table")
     _campaign(sub)
@@ -255,17 +270,17 @@ def _plan(options: argparse.Namespace) -> None:
     counts = f"{len(rows)} measurements in {len(plan.batches)} batches"
     print(f"campaign {plan.campaign.key}: {counts} (modelled costs)")
     print(
-        f"{'experiment/batch':<24}{'configuration':<44}{'protocol':<10}{'pass':>4}"
+        f"{'experiment/batch':<24}{'configuration':<56}{'protocol':<10}{'pass':>4}"
         f"{'s':>9}{'Wh':>10}{'GiB':>7}{'measuring, s':>14}  state"
     )
     for row in rows:
         print(
-            f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<44}{row['protocol']:<10}"
+            f"{row['experiment'] + '/' + row['batch']:<24}{row['configuration_id']:<56}{row['protocol']:<10}"
             f"{row['pass']:>4}{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
             f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>14.0f}  {row['state']}"
         )
     left_s = sum(r["predicted_measure_s"] for r in rows if r["state"] == "to measure")
-    print(f"{'still to measure':<108}{left_s:>14.0f}")
+    print(f"{'still to measure':<120}{left_s:>14.0f}")
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -357,7 +372,15 @@ def _seal(options: argparse.Namespace) -> None:
         plan = make_plan(options.root, settings, [options.experiment])
         expected = [item.record for item in plan.items(options.experiment)]
     folder = raw_folder(options.root, settings.campaign, options.experiment)
-    print(seal(folder, expected, expected_gpu=load_campaign(options.root, settings.campaign).gpu_name))
+    gpu_name = load_campaign(options.root, settings.campaign).gpu_name
+    print(seal(folder, expected, expected_gpu=gpu_name, processes=os.cpu_count() or 1))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from t2v_energy.merging import merge
+
+    for folder in merge(options.root, options.sources, options.into, options.allow):
+        print(folder)
 
 
 def _aggregate(options: argparse.Namespace) -> None:
@@ -371,7 +394,7 @@ def _aggregate(options: argparse.Namespace) -> None:
         folder = raw_folder(options.root, plan.campaign.key, key)
         planned = sorted(folder / item.record for item in plan.items(key))
         records[key] = verify(folder) if is_sealed(folder) else planned
-    aggregate(records, options.parquet, options.csv, options.root)
+    aggregate(records, options.parquet, options.csv, options.root, options.processes)
 
 
 def _operator_rates(options: argparse.Namespace) -> None:

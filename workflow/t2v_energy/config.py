@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ T = TypeVar("T", bound=BaseModel)
 KEY_PATTERN = r"^[a-z0-9]+([.-][a-z0-9]+)*$"
 Protocol = Literal["full", "sampled"]
 AttentionKernel = Literal["cudnn", "flash", "efficient", "math", "sage"]
+NeighbourCondition = Literal["idle", "busy"]
 Key = Annotated[str, Field(pattern=KEY_PATTERN)]
 Positive = Annotated[float, Field(gt=0)]
 CallPath = Annotated[str, Field(pattern=r"^[a-z_]+[2-9]?\.[a-z_]+$")]
@@ -343,6 +344,11 @@ class Variation(Strict):
         None, description="what is changed in the pipeline: names of t2v_energy/interventions/"
     )
     prompt: str | None = Field(None, description="id of a prompt of stage 1; null: `p000`")
+    neighbour: NeighbourCondition | None = Field(
+        None,
+        description="what another GPU of the host does meanwhile: a dense load (`busy`) or nothing (`idle`), "
+        "by a process of ours there; null: it is left as it is",
+    )
 
 
 class Entry(Variation):
@@ -366,6 +372,11 @@ class Experiment(Strict):
         {}, description="keys of config.yaml's `protocols`, laid over the campaign's value by value"
     )
     passes: int | None = Field(None, ge=1, description="times that it is measured; null: the campaign's")
+    one_process: bool = Field(
+        False,
+        description="true: all passes in one batch, one after the other, on one build of the pipeline: for "
+        "conditions that alternate",
+    )
     model: Key | None = Field(
         None, description="a file of config/models/; null: each entry of `vary` names its own"
     )
@@ -474,7 +485,8 @@ class Settings(Strict):
 class Configuration(Strict):
     """Everything that decides what one generation costs.
 
-    ``attention_kernel`` None lets torch choose; the record says what really ran.
+    ``attention_kernel`` None lets torch choose; the record says what really ran. ``neighbour`` None takes the
+    host's other GPUs as they are.
     """
 
     model: Key
@@ -487,6 +499,7 @@ class Configuration(Strict):
     interventions: tuple[str, ...] = ()
     prompt: str = "p000"
     seed: int = 0
+    neighbour: NeighbourCondition | None = None
 
     def id(self, base: Configuration | None = None) -> str:
         """The readable, stable name of a configuration; ``base`` is the experiment's default."""
@@ -497,6 +510,7 @@ class Configuration(Strict):
             + (f"_p{self.prompt}" if self.prompt != prompt else "")
             + (f"__{self.attention_kernel or 'default'}" if self.attention_kernel != kernel else "")
         )
+        name += f"__neighbour-{self.neighbour}" if self.neighbour else ""
         return name + (f"__{'+'.join(self.interventions)}" if self.interventions else "")
 
 
@@ -511,12 +525,16 @@ def describe_weights(model: ModelFile, weights: str, seed: int) -> str:
 # --- reading ------------------------------------------------------------------------------------------
 
 
+# libyaml's loader, where PyYAML was built with it, reads ten thousand entries in a second, not in ten.
+_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """The mapping in a file of config/; raises :class:`UserError`, with ``remedy`` where it is missing."""
     if not path.is_file():
         raise UserError("there is no such file", where=str(path), remedy=remedy)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_SAFE_LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"not valid YAML: {error}", where=str(path), remedy="mend the file's syntax"
@@ -616,7 +634,13 @@ def load_accelerator(root: Path, key: str) -> Accelerator:
 
 
 def load_campaign(root: Path, key: str) -> Campaign:
-    """config/campaigns/<key>.yaml."""
+    """config/campaigns/<key>.yaml; read again only when it has changed, since a large one takes seconds."""
+    state = _named(root / "config" / "campaigns", key).stat()
+    return _load_campaign(root, key, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _load_campaign(root: Path, key: str, _changed_ns: int, _size_B: int) -> Campaign:
     return _load_named(Campaign, root / "config" / "campaigns", key)
 
 

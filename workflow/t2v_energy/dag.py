@@ -146,7 +146,7 @@ class Dag:
     @property
     def compares(self) -> bool:
         """Whether the campaign has what notebook ``comparison`` is about."""
-        return any(map(self.has, ("validation", "steps", "kernels")))
+        return any(map(self.has, ("validation", "steps", "kernels", "neighbour")))
 
     @property
     def compares_models(self) -> bool:

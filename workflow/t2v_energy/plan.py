@@ -19,6 +19,7 @@ from t2v_energy.config import (
     configurations,
     load_accelerator,
     load_campaign,
+    load_experiment,
     load_model,
     protocol_settings,
 )
@@ -119,9 +120,15 @@ def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None 
                 remedy=f"it has: {', '.join(campaign.experiments)}",
             )
         listed = configurations(root, settings, campaign, key)
-        for pass_index in range(1, max(entry.passes for entry in listed) + 1):
-            items = _ordered_items(root, campaign, listed, key, pass_index)
-            batches += _batches(items, settings.measure.batch_minutes * 60)
+        passes = [
+            _ordered_items(root, campaign, listed, key, pass_index)
+            for pass_index in range(1, max(entry.passes for entry in listed) + 1)
+        ]
+        if load_experiment(root, campaign, key).one_process:
+            batches += _batches([item for items in passes for item in items], math.inf)
+        else:
+            for items in passes:
+                batches += _batches(items, settings.measure.batch_minutes * 60)
     return Plan(campaign, protocols, tuple(batches))
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
+from t2v_energy.analysis.rows import read_rows
 from t2v_energy.analysis.sweep import Count, count_work, fit_efficiency
 from t2v_energy.analysis.validation import UNITS, on_one_board
 from t2v_energy.config import (
@@ -123,9 +124,7 @@ def read_kernels(root: Path, campaign: str, configurations: Path) -> Kernels | N
         UserError: the table is missing, or the experiment mixes models.
     """
     path = root / configurations
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
-    table = pd.read_csv(path)
+    table = read_rows(path)
     rows = table[(table["experiment"] == EXPERIMENT) & (table["status"] == "ok")].copy()
     if rows.empty:
         return None

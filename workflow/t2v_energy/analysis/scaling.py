@@ -31,6 +31,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import t as student_t
 
+from t2v_energy.analysis.rows import read_rows
 from t2v_energy.analysis.sweep import pass_means
 from t2v_energy.config import Accelerator, ModelFile, load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
@@ -132,9 +133,7 @@ def read_campaign(root: Path, campaign: str, configurations: Path) -> Campaign:
             or its accelerator is unknown.
     """
     path = root / configurations
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
-    table = pd.read_csv(path)
+    table = read_rows(path)
     wanted = table["experiment"].isin(EXPERIMENTS) & (table["status"] == "ok")
     same = table["intervention"].isin(SAME_DENOISER) | table["intervention"].isna()
     rows = table[wanted & same].reset_index(drop=True)

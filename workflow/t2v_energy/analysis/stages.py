@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from t2v_energy.analysis.rows import read_rows
 from t2v_energy.errors import UserError
 
 Array = NDArray[np.float64]
@@ -50,10 +51,8 @@ def read_configurations(path: Path) -> pd.DataFrame:
     Raises:
         UserError: there is no such file.
     """
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
-    table = pd.read_csv(path, dtype={"intervention": "str"})
-    return table.assign(intervention=table["intervention"].fillna(""))
+    table = read_rows(path)
+    return table.assign(intervention=table["intervention"].astype("object").fillna(""))
 
 
 def measured_rows(configurations: pd.DataFrame, experiment: str) -> pd.DataFrame:

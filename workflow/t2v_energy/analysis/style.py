@@ -83,11 +83,15 @@ def apply() -> None:
     seaborn.set_theme(context="paper", style="ticks", rc=dict(_SETTINGS))
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
+def save(figure: Figure, stem: str | Path, machine: str = "") -> list[Path]:
     """Write ``<stem>.pdf``, ``.png`` (200 dpi) and ``.svg``; the same figure gives the same bytes each time.
 
-    Folders are made. Returns the files written.
+    ``machine`` says in the margin what was measured on. Folders are made. Returns the files written.
     """
+    if machine:
+        figure.text(
+            0.998, 0.5, machine, rotation=270, ha="right", va="center", fontsize=5, color=PRINTED_COLOUR
+        )
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []

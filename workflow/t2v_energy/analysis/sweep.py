@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
+from t2v_energy.analysis.rows import read_rows
 from t2v_energy.config import Accelerator, ModelFile, load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.work import Work, paper, paper_work, true_work
@@ -401,7 +402,7 @@ def read_sweep(root: Path, campaign: str, configurations: Path, experiment: str 
             accelerator is unknown.
     """
     path = root / configurations
-    rows = _read_table(path)
+    rows = read_rows(path)
     rows = rows[rows["experiment"] == experiment]
     good = rows[rows["status"] == "ok"].copy()
     models = sorted(good["model"].unique())
@@ -426,7 +427,7 @@ def read_sweeps(root: Path, campaign: str, configurations: Path) -> dict[str, Sw
         UserError: as :func:`read_sweep`; there is none of them.
     """
     path = root / configurations
-    table = _read_table(path)
+    table = read_rows(path)
     measured = set(table.loc[table["status"] == "ok", "experiment"])
     found = [experiment for experiment in SETS if experiment in measured]
     if not found:
@@ -436,12 +437,6 @@ def read_sweeps(root: Path, campaign: str, configurations: Path) -> dict[str, Sw
             remedy="measure one of them",
         )
     return {experiment: read_sweep(root, campaign, configurations, experiment) for experiment in found}
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
-    return pd.read_csv(path)
 
 
 def row_label(row: pd.Series) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from t2v_energy.analysis.numbers import Kind, Number, Source, decimals
+from t2v_energy.analysis.rows import read_rows
 from t2v_energy.analysis.sweep import row_label
 from t2v_energy.analysis.theory import (
     J_PER_WH,
@@ -101,11 +102,9 @@ def measured_calls(
         UserError: the table is missing, or the campaign is unknown.
     """
     path, accelerator = root / configurations, load_campaign(root, campaign).accelerator
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="build it with snakemake (stage 3)")
+    rows = read_rows(path)
     if theory.accelerators[accelerator].nominal:
         return {}
-    rows = pd.read_csv(path)
     if "step_time_s" not in rows:
         return {}
     rows = rows.query("experiment == 'resolution' and status == 'ok' and model == @theory.model.key")

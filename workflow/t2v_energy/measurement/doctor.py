@@ -64,7 +64,7 @@ def _packages() -> list[Finding]:
 
 
 def _gpu() -> list[Finding]:
-    from t2v_energy.measurement.runner import choose_gpu
+    from t2v_energy.measurement.gpus import choose_gpu
 
     try:
         device = choose_gpu()

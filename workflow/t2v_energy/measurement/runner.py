@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import shutil
 import signal
 import time
@@ -24,11 +23,14 @@ from typing import Any
 
 from t2v_energy.config import Campaign, ProtocolSettings, Settings, describe_weights, load_model
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.lock import device_lock
+from t2v_energy.measurement.gpus import first_free_gpu
+from t2v_energy.measurement.lock import device_lock, first_free_lock
+from t2v_energy.measurement.neighbours import NeighbourLoad, NeighbourWatch
 from t2v_energy.measurement.progress import Progress
 from t2v_energy.measurement.record import (
     Gpu,
     Memory,
+    Neighbour,
     Origin,
     Process,
     Prompt,
@@ -186,17 +188,6 @@ def _write_index(folder: Path, batch: Batch) -> Path:
 # --- the device and what runs on it ---------------------------------------------------------------------
 
 
-def choose_gpu() -> NvmlDevice:
-    """The first GPU that CUDA_VISIBLE_DEVICES shows, or the host's first; CUDA is then pinned to it."""
-    # Without this CUDA counts the fastest GPU first, and its indices are not NVML's.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    by_index = wanted.isdigit() or not wanted
-    device = NvmlDevice.open(None if by_index else wanted, index=int(wanted or 0) if by_index else None)
-    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid
-    return device
-
-
 def _open_session(
     root: Path, settings: Settings, plan: Plan, prompts: Path, progress: Progress, stack: ExitStack
 ) -> Session:
@@ -206,20 +197,27 @@ def _open_session(
     sampler = device.sampler
     if sampler:
         progress.watts = lambda: sampler.latest_power_W
-    return Session(root, plan, texts, progress, device.gpu, device.index, device.foreign, sampler)
+    watch: NeighbourWatch | None = None
+    if device.gpu:
+        watch = NeighbourWatch(device.gpu.uuid)
+        stack.callback(watch.close)
+    load = _neighbours_load(plan, list(device.others), progress, stack)
+    opened = (device.gpu, device.index, device.foreign, sampler)
+    return Session(root, plan, texts, progress, *opened, watch=watch, load=load)
 
 
 @dataclass(frozen=True)
 class OpenDevice:
     """The device that is measured on, locked: its description, NVML's index, who else uses it, its meter.
 
-    On a CPU there is none of them.
+    ``others`` are the UUIDs of the host's other GPUs that are seen.  On a CPU there is none of all this.
     """
 
     gpu: Gpu | None = None
     index: int | None = None
     foreign: Sequence[Process] = ()
     sampler: Sampler | None = None
+    others: Sequence[str] = ()
 
 
 def open_device(
@@ -237,13 +235,34 @@ def open_device(
     if campaign.device != "cuda":
         stack.enter_context(device_lock("cpu", say))
         return OpenDevice()
-    device = choose_gpu()
-    stack.callback(device.close)
-    stack.enter_context(device_lock(device.uuid, say))
+    device, others = stack.enter_context(first_free_gpu(campaign.gpu_name, allow_shared, say))
     gpu, foreign = _claim(device, campaign, allow_shared)
     opener = partial(NvmlDevice.open, device.uuid)
     sampler = stack.enter_context(Sampler(opener, protocols.poll_s, protocols.sample_hz))
-    return OpenDevice(gpu, device.index, foreign, sampler)
+    return OpenDevice(gpu, device.index, foreign, sampler, others)
+
+
+def _neighbours_load(
+    plan: Plan, others: list[str], progress: Progress, stack: ExitStack
+) -> NeighbourLoad | None:
+    """The load on a neighbour, whose lock is ours meanwhile; None where no configuration asks for one.
+
+    On the CPU the neighbour is a process beside ours.
+    """
+    asked = [item for batch in plan.batches for item in batch.items if item.configuration.neighbour]
+    if not asked:
+        return None
+    if plan.campaign.device == "cpu":
+        return stack.enter_context(NeighbourLoad(None, size=256))
+    if not others:
+        raise UserError(
+            f"experiment {asked[0].experiment} needs a second GPU of this host, and sees one alone",
+            where="CUDA_VISIBLE_DEVICES",
+            remedy="let it see two (unset the variable), or measure it on a host with several GPUs",
+        )
+    uuid = stack.enter_context(first_free_lock(others, progress.say))
+    progress.say(f"neighbour: {uuid}")
+    return stack.enter_context(NeighbourLoad(uuid))
 
 
 def _claim(device: NvmlDevice, campaign: Campaign, allow_shared: bool) -> tuple[Gpu, list[Process]]:
@@ -297,6 +316,8 @@ class Session:
     foreign: Sequence[Process]
     sampler: Sampler | None
     save_videos: bool = False
+    watch: NeighbourWatch | None = None
+    load: NeighbourLoad | None = None
     _frames: Any = None
     _pipeline: Any = None
     _built: str = ""
@@ -327,10 +348,14 @@ class Session:
         subject = Subject(pipeline, model, item.configuration, text, device, self.save_videos)
         run = Run(subject, recorder, item.protocols, partial(self._generation_done, item))
         self.progress.started(item)
+        if self.load and item.configuration.neighbour:
+            self.load.set(item.configuration.neighbour)
         origin = Origin(utc=datetime.now(UTC).isoformat(), monotonic_s=time.monotonic())
         if self.sampler:
             self.sampler.drain()
             time.sleep(SETTLE_S)
+        if self.watch:
+            self.watch.begin()
         error: str | None = None
         carbon = self._tracker()
         self._idle(run, "idle_before")
@@ -347,9 +372,14 @@ class Session:
             gc.collect()
             torch.cuda.empty_cache()
         self._idle(run, "idle_after")
+        neighbours = self.watch.end() if self.watch else []
+        if self.load:
+            self.load.check()
         self._frames = subject.frames
         operators = self._profiled(item, run) if item.protocols.profile and not error else None
-        return self._record(item, origin, run, recorder, reading, error, pipeline, text, operators)
+        return self._record(
+            item, origin, run, recorder, reading, error, pipeline, text, operators, neighbours
+        )
 
     def _profiled(self, item: Item, run: Any) -> Any:
         """Which operators a generation's time goes to; None where that takes more memory than is left."""
@@ -460,6 +490,7 @@ class Session:
         pipeline: Any,
         text: str,
         operators: Any,
+        neighbours: list[Neighbour],
     ) -> Record:
         from t2v_energy.metering.environment import describe
         from t2v_energy.metering.spans import shifted
@@ -481,7 +512,7 @@ class Session:
             status="out_of_memory" if error else "ok",
             error=error,
             origin=origin,
-            environment=describe(self.root, self.gpu, weights, list(self.foreign)),
+            environment=describe(self.root, self.gpu, weights, list(self.foreign), neighbours),
             prompt=_describe_prompt(pipeline, model.tokenizer.max_length, item.configuration.prompt, text),
             attention_kernels=run.kernels,
             windows=Windows(

@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import record_paths, write_atomically
 
 SEAL = "SHA256SUMS"
+PORTION = 100
+"""Records that one process checks at once."""
 RESTORE = "restore the files from the repository, or move the folder away to measure again"
 
 
@@ -23,12 +27,12 @@ def is_sealed(folder: Path) -> bool:
     return (folder / SEAL).is_file()
 
 
-def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None) -> Path:
+def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None, processes: int = 1) -> Path:
     """Close the experiment in ``folder``: write the checksums of its records and return that file.
 
     ``expected`` are the file names of the experiment's records, ``expected_gpu`` the campaign's
-    ``gpu_name``; where it names none, all records must be of the first one's GPU. Sealing what is sealed
-    and unchanged does nothing.
+    ``gpu_name``; where it names none, all records must be of the first one's GPU. At most so many
+    ``processes`` check them. Sealing what is sealed and unchanged does nothing.
 
     Raises:
         UserError: a record is missing, unplanned or invalid (each by name, with the rule that it breaks),
@@ -49,8 +53,13 @@ def seal(folder: Path, expected: Iterable[str], expected_gpu: str | None = None)
     if is_sealed(folder):
         verify(folder)
         return folder / SEAL
-    _refuse_invalid(folder, present, expected_gpu)
-    text = "".join(f"{_sha256(path)}  {path.name}\n" for path in present)
+    _refuse_invalid(folder, present, expected_gpu, processes)
+    return write_seal(folder)
+
+
+def write_seal(folder: Path) -> Path:
+    """Write the checksums of the records in ``folder``, whatever they are; returns that file."""
+    text = "".join(f"{sha256(path)}  {path.name}\n" for path in record_paths(folder))
     write_atomically(folder / SEAL, text)
     return folder / SEAL
 
@@ -81,7 +90,7 @@ def verify(folder: Path) -> list[Path]:
         RESTORE,
         missing=set(sums) - present,
         extra=present - set(sums),
-        changed={name for name in set(sums) & present if _sha256(folder / name) != sums[name]},
+        changed={name for name in set(sums) & present if sha256(folder / name) != sums[name]},
     )
     return [folder / name for name in sorted(sums)]
 
@@ -118,15 +127,16 @@ def _refuse(folder: Path, why: str, remedy: str, **faults: set[str]) -> None:
         raise UserError(f"the experiment {why} ({'; '.join(named)})", where=str(folder), remedy=remedy)
 
 
-def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None) -> None:
-    from t2v_energy.measurement.validity import read_and_check  # scipy: too slow for a parse
+def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None, processes: int) -> None:
+    from t2v_energy.measurement.validity import gpu_name  # scipy: too slow for a parse
+    from t2v_energy.parallel import mapped
 
-    broken = []
-    for path in paths:
-        gpu_name, findings = read_and_check(path, expected_gpu)
-        expected_gpu = expected_gpu or gpu_name
-        invalid = [f for f in findings if f.level == "invalid"]
-        broken += [f"{path.name} breaks {f.rule} ({f.detail})" for f in invalid]
+    if expected_gpu is None:
+        expected_gpu = next(filter(None, map(gpu_name, paths)), None)
+    portions = [paths[start : start + PORTION] for start in range(0, len(paths), PORTION)]
+    with ExitStack() as stack:
+        found = mapped(partial(_broken, expected_gpu), portions, processes, stack)
+        broken = [fault for of_portion in found for fault in of_portion]
     if broken:
         raise UserError(
             f"invalid records cannot be sealed: {'; '.join(broken)}",
@@ -135,5 +145,17 @@ def _refuse_invalid(folder: Path, paths: list[Path], expected_gpu: str | None) -
         )
 
 
-def _sha256(path: Path) -> str:
+def _broken(expected_gpu: str | None, paths: list[Path]) -> list[str]:
+    """The rules that these records break, each with the record's name."""
+    from t2v_energy.measurement.validity import read_and_check  # scipy: too slow for a parse
+
+    broken = []
+    for path in paths:
+        findings = [f for f in read_and_check(path, expected_gpu) if f.level == "invalid"]
+        broken += [f"{path.name} breaks {f.rule} ({f.detail})" for f in findings]
+    return broken
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, as ``sha256sum`` prints it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

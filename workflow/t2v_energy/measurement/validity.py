@@ -22,6 +22,7 @@ from t2v_energy.measurement.composition import (
 from t2v_energy.measurement.operator_record import OperatorRecord, is_operator_record
 from t2v_energy.measurement.record import (
     LOOP_STAGES,
+    Neighbour,
     Operators,
     Record,
     Spans,
@@ -73,7 +74,7 @@ def check(record: Record, expected_gpu: str | None = None) -> list[Finding]:
     ``expected_gpu`` is the campaign's ``gpu_name``; None accepts any GPU. A record of status
     ``out_of_memory`` holds no generation: only where it was made is checked.
     """
-    findings = [_gpu(record, expected_gpu), _foreign_processes(record)]
+    findings = [_gpu(record, expected_gpu), _foreign_processes(record), _shared_host(record)]
     if record.status != "ok":
         return [Finding("status", "ok", f"{record.status}: there is no generation to check"), *findings]
     try:
@@ -125,22 +126,27 @@ def check_operators(record: OperatorRecord, expected_gpu: str | None = None) -> 
     ]
 
 
-def read_and_check(path: Path, expected_gpu: str | None) -> tuple[str | None, list[Finding]]:
-    """Name of the GPU that a record of any kind is of (None: of none), and its findings."""
-    if is_operator_record(path):
-        operators = read_as(OperatorRecord, path)
-        return _gpu_name(operators), check_operators(operators, expected_gpu)
-    record = read_record(path)
-    return _gpu_name(record), check(record, expected_gpu)
+def read_and_check(path: Path, expected_gpu: str | None) -> list[Finding]:
+    """Findings of a record of any kind."""
+    record = _read(path)
+    if isinstance(record, OperatorRecord):
+        return check_operators(record, expected_gpu)
+    return check(record, expected_gpu)
 
 
-def _gpu_name(record: Record | OperatorRecord) -> str | None:
-    return record.environment.gpu.name if record.environment.gpu else None
+def gpu_name(path: Path) -> str | None:
+    """Name of the GPU that a record of any kind is of; None: of none."""
+    gpu = _read(path).environment.gpu
+    return gpu.name if gpu else None
+
+
+def _read(path: Path) -> Record | OperatorRecord:
+    return read_as(OperatorRecord, path) if is_operator_record(path) else read_record(path)
 
 
 def _check_file(path: Path, expected_gpu: str | None) -> list[Finding]:
     try:
-        return read_and_check(path, expected_gpu)[1]
+        return read_and_check(path, expected_gpu)
     except UserError as error:
         return [Finding("readable", "invalid", error.what)]
 
@@ -192,6 +198,23 @@ def _foreign_processes(record: Record | OperatorRecord) -> Finding:
         "invalid" if foreign else "ok",
         f"{len(foreign)} foreign processes on the GPU, limit 0" + (f": {listed}" if listed else ""),
     )
+
+
+def _shared_host(record: Record) -> Finding:
+    """CPU and memory energies are the whole host's: with another GPU at work they are not ours alone."""
+    in_use = [n for n in record.environment.neighbours if n.in_use]
+    drew = ", ".join(f"{n.uuid} ({_power(n)})" for n in in_use)
+    return Finding(
+        "shared_host",
+        "flag" if in_use else "ok",
+        f"{len(in_use)} other GPUs of the host in use"
+        + (f": {drew}; CPU and RAM energies are shared with their work" if in_use else ""),
+    )
+
+
+def _power(neighbour: Neighbour) -> str:
+    power_W = neighbour.mean_power_W
+    return "no counter" if power_W is None else f"{power_W:.0f} W"
 
 
 def _unspanned(record: Record) -> Finding:
@@ -293,11 +316,10 @@ def profile_excess(windows: Windows, spans: Spans, profile: Operators) -> tuple[
 
 def _reasons_during(samples: Samples, windows: list[tuple[float, float]]) -> NDArray[np.int64]:
     """The bit masks that were read during one of the windows (start and end, s)."""
-    pairs = zip(samples.time_s, samples.throttle_reasons, strict=True)
-    read = [(time_s, reasons) for time_s, reasons in pairs if reasons is not None]
-    time_s = np.array([t for t, _ in read], dtype=np.float64)
-    reasons = np.array([r for _, r in read], dtype=np.int64)
-    during = np.zeros(len(read), dtype=bool)
+    reasons = np.array([-1 if r is None else r for r in samples.throttle_reasons], dtype=np.int64)
+    time_s = np.asarray(samples.time_s, dtype=np.float64)[reasons >= 0]
+    reasons = reasons[reasons >= 0]
+    during = np.zeros(len(reasons), dtype=bool)
     for start_s, end_s in windows:
         during |= (time_s >= start_s) & (time_s <= end_s)
     return reasons[during]

@@ -179,13 +179,14 @@ def power_integral_J(
     the GPU has no such sensor or the samples do not cover the window.
     """
     column = samples.power_instant_W if power == "instant" else samples.power_average_W
-    rows = [(t, p) for t, p in zip(samples.time_s, column, strict=True) if p is not None]
-    if len(rows) < 2:
+    power_W = np.array(column, dtype=float)  # None becomes NaN
+    read = ~np.isnan(power_W)
+    if np.count_nonzero(read) < 2:
         raise MeterError(
-            f"there are {len(rows)} samples of {power} power",
+            f"there are {np.count_nonzero(read)} samples of {power} power",
             remedy="this GPU or driver lacks the sensor: rely on the counter, or update the driver",
         )
-    time_s, power_W = np.asarray(rows, dtype=float).T
+    time_s, power_W = np.asarray(samples.time_s, dtype=float)[read], power_W[read]
     _check_windows(time_s[0], time_s[-1], np.array([start_s]), np.array([end_s]), "power samples")
     inside = (time_s > start_s) & (time_s < end_s)
     at_s = np.concatenate([[start_s], time_s[inside], [end_s]])

@@ -6,12 +6,13 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
-from t2v_energy.measurement.record import Environment, Gpu, Process
+from t2v_energy.measurement.record import Environment, Gpu, Neighbour, Process
 from t2v_energy.metering.nvml import NvmlDevice
 
 PACKAGES = ("t2v-energy", "torch", "diffusers", "transformers", "codecarbon", "nvidia-ml-py", "numpy")
@@ -80,7 +81,9 @@ def describe_gpu(device: NvmlDevice) -> Gpu:
     )
 
 
-def describe(root: Path, gpu: Gpu | None, weights: str, foreign: list[Process]) -> Environment:
+def describe(
+    root: Path, gpu: Gpu | None, weights: str, foreign: list[Process], neighbours: Sequence[Neighbour] = ()
+) -> Environment:
     """The whole environment, as a record keeps it."""
     return Environment(
         host=socket.gethostname(),
@@ -94,4 +97,5 @@ def describe(root: Path, gpu: Gpu | None, weights: str, foreign: list[Process]) 
         git_commit=git_commit(root),
         weights=weights,
         foreign_processes=foreign,
+        neighbours=list(neighbours),
     )
