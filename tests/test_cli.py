@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -113,6 +114,18 @@ class TestFrame:
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
         assert text in capsys.readouterr().err
+
+    def test_every_command_has_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def help_of(*arguments: str) -> str:
+            with pytest.raises(SystemExit) as left:
+                cli.main([*arguments, "--help"])
+            assert left.value.code == 0
+            return capsys.readouterr().out
+
+        names = re.findall(r"^    ([a-z-]+)(?: |$)", help_of(), flags=re.MULTILINE)
+        assert {"plan", "measure", "audit", "predict", "merge"} <= set(names)
+        for name in names:
+            assert f"t2v-energy {name}" in help_of(name)
 
     def test_settings_lie_over_the_file(self, root: Path, failure: Outcome) -> None:
         text = failure.of(root, "plan", "--settings", '{"campain": "smoke"}')

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--out", type=Path, required=True)
 
-    sub = command("predict", _predict, "what a video will cost, with a 90 % interval; needs no GPU")
+    sub = command("predict", _predict, "what a video will cost, and how sure that is; needs no GPU")
     sub.add_argument("--model", help="a file of config/models/")
     for name, where in (("height", "pixels"), ("width", "pixels"), ("frames", ""), ("steps", "")):
         of = f" [{where}]" if where else ""
@@ -304,6 +305,8 @@ def _measure(options: argparse.Namespace) -> None:
     from t2v_energy.measurement.runner import measure_batch
     from t2v_energy.plan import make_plan
 
+    if find_spec("torch") is None:
+        raise UserError("torch is not installed", remedy="pip install -e '.[measure]'")
     settings = _load(options)
     if options.allow_shared:
         settings = settings.model_copy(

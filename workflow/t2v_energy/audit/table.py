@@ -146,6 +146,7 @@ def _own_schema(raw: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFra
             raise UserError("no row has status 'ok'", where=str(path), remedy="measure first")
     energies = [f"{part}_energy_Wh" for part in COMPONENTS if f"{part}_energy_Wh" in raw]
     table = with_numbers(raw, [*OWN_SIZES, "latency_s", "gpu_energy_Wh"], path)
+    _refuse_fractions(table, path)
     table = with_numbers(table, energies[1:], path, optional=True)
     table = with_numbers(table, ["runs"], path) if "runs" in table else table.assign(runs=1)
     windows = table[["line", "model"]].assign(stage="video", duration_s=table["latency_s"])
@@ -153,6 +154,19 @@ def _own_schema(raw: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFra
         name = f"{part}_energy_Wh"
         windows[f"{part}_energy_J"] = J_PER_WH * table[name] if name in table else np.nan
     return _videos(table), windows
+
+
+def _refuse_fractions(table: pd.DataFrame, path: Path) -> None:
+    """Raises :class:`UserError` where a size, a number of frames or of steps is no whole number."""
+    for name in OWN_SIZES:
+        bad = table[table[name] % 1 != 0]
+        if not bad.empty:
+            row = bad.iloc[0]
+            raise UserError(
+                f"line {row['line']}, {name}: {row[name]:g} is not a whole number",
+                where=str(path),
+                remedy="mend or drop the row",
+            )
 
 
 def _videos(table: pd.DataFrame) -> pd.DataFrame:
