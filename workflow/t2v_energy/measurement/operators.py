@@ -34,7 +34,7 @@ from t2v_energy.measurement.operator_record import (
     operator_record_name,
 )
 from t2v_energy.measurement.record import Origin, read_as, to_json, write_atomically
-from t2v_energy.measurement.runner import SETTLE_S, OpenDevice, check_disk, open_device
+from t2v_energy.measurement.runner import SETTLE_S, OpenDevice, check_disk, metered, open_device
 from t2v_energy.measurement.sealing import is_sealed
 from t2v_energy.measurement.validity import check_operators
 from t2v_energy.operator_suite import (
@@ -85,8 +85,8 @@ def measure_operators(
     written = []
     with ExitStack() as stack:
         protocols = protocol_settings(settings, campaign)
-        device = open_device(campaign, protocols, settings.measure.allow_shared, say, stack)
-        runner = _Runner(root, campaign, suite, device, say)
+        device = open_device(campaign, settings.measure.allow_shared, say, stack)
+        runner = _Runner(root, campaign, suite, metered(device, protocols, stack), say)
         for series in _pending(folder, suite, campaign):  # whoever had the device may have measured it
             if deadline_s is not None and time.monotonic() + expected_s[series.key] > deadline_s:
                 say(f"{series.key}: left out, about {expected_s[series.key]:.0f} s do not fit")

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -193,15 +193,15 @@ def _open_session(
 ) -> Session:
     """Lock the device, see that it is ours alone and the right one, start the meter."""
     texts = {prompt.id: prompt.text for prompt in load_prompts(prompts)}
-    device = open_device(plan.campaign, plan.protocols, settings.measure.allow_shared, progress.say, stack)
-    sampler = device.sampler
+    device = open_device(plan.campaign, settings.measure.allow_shared, progress.say, stack)
+    load = _neighbours_load(plan, list(device.others), progress, stack)
+    sampler = metered(device, plan.protocols, stack).sampler
     if sampler:
         progress.watts = lambda: sampler.latest_power_W
     watch: NeighbourWatch | None = None
     if device.gpu:
         watch = NeighbourWatch(device.gpu.uuid)
         stack.callback(watch.close)
-    load = _neighbours_load(plan, list(device.others), progress, stack)
     opened = (device.gpu, device.index, device.foreign, sampler)
     return Session(root, plan, texts, progress, *opened, watch=watch, load=load)
 
@@ -221,13 +221,9 @@ class OpenDevice:
 
 
 def open_device(
-    campaign: Campaign,
-    protocols: ProtocolSettings,
-    allow_shared: bool,
-    say: Callable[[str], None],
-    stack: ExitStack,
+    campaign: Campaign, allow_shared: bool, say: Callable[[str], None], stack: ExitStack
 ) -> OpenDevice:
-    """Lock the campaign's device until ``stack`` closes, see that it is the right one, start the meter.
+    """Lock the campaign's device until ``stack`` closes, and see that it is the right one.
 
     Raises :class:`UserError` as :func:`measure_batch`.
     """
@@ -237,9 +233,16 @@ def open_device(
         return OpenDevice()
     device, others = stack.enter_context(first_free_gpu(campaign.gpu_name, allow_shared, say))
     gpu, foreign = _claim(device, campaign, allow_shared)
-    opener = partial(NvmlDevice.open, device.uuid)
+    return OpenDevice(gpu, device.index, foreign, others=others)
+
+
+def metered(device: OpenDevice, protocols: ProtocolSettings, stack: ExitStack) -> OpenDevice:
+    """The open device with its meter, which runs until ``stack`` closes; a CPU has none."""
+    if device.gpu is None:
+        return device
+    opener = partial(NvmlDevice.open, device.gpu.uuid)
     sampler = stack.enter_context(Sampler(opener, protocols.poll_s, protocols.sample_hz))
-    return OpenDevice(gpu, device.index, foreign, sampler, others)
+    return replace(device, sampler=sampler)
 
 
 def _neighbours_load(
