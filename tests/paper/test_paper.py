@@ -343,6 +343,18 @@ def test_what_the_prose_says_of_growth_is_so(built: dict[str, dict[str, Any]]) -
     assert value["theory.tokens.smallest"] < 1e4
 
 
+def test_what_the_prose_says_of_the_models_on_the_studys_gpu_is_so(built: dict[str, dict[str, Any]]) -> None:
+    table = pd.read_csv(ROOT / "results/tables/h100/operators.csv")
+    shares = table.pivot_table(
+        index="model", columns="operator_class", values="gpu_time_share", aggfunc="sum"
+    )
+    others = {"ltx-video-0.9.7-dev": "gemm", "animatediff-lightning": "convolution"}
+    assert shares.idxmax(axis=1).to_dict() == dict.fromkeys(shares.index, "attention") | others
+    assert len(shares) == 7
+    boards = pd.read_csv(ROOT / "results/aggregated/h100/configurations.csv")["gpu_uuids"].str.split(";")
+    assert len(set(boards.dropna().sum())) == 2
+
+
 def test_what_the_prose_says_of_one_efficiency_is_so(built: dict[str, dict[str, Any]]) -> None:
     value = {key: number["value"] for key, number in built.items()}
     table = rows_of("efficiency").query("regression == 'origin'")
