@@ -18,7 +18,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from t2v_energy.errors import UserError
-from t2v_energy.interventions import check_known
 
 T = TypeVar("T", bound=BaseModel)
 KEY_PATTERN = r"^[a-z0-9]+([.-][a-z0-9]+)*$"
@@ -341,7 +340,7 @@ class Variation(Strict):
         "what ran. `sage` is not implemented",
     )
     interventions: tuple[str, ...] | None = Field(
-        None, description="what is changed in the pipeline: names of t2v_energy/interventions/"
+        None, description="what is changed in the pipeline: names of config/interventions.yaml"
     )
     prompt: str | None = Field(None, description="id of a prompt of stage 1; null: `p000`")
     neighbour: NeighbourCondition | None = Field(
@@ -765,6 +764,8 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
 
     Raises :class:`UserError` for sizes the model cannot run, unknown interventions and what is listed twice.
     """
+    from t2v_energy.interventions import check_fits  # its settings are sections of the configuration too
+
     experiment = load_experiment(root, campaign, key)
     common = _laid_protocols(
         protocol_settings(settings, campaign),
@@ -781,8 +782,8 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
         varied = entry.model_dump(exclude_none=True, include=set(Variation.model_fields))
         configuration = base.model_copy(update=varied)
         check_runnable(configuration, model, where)
-        check_known(configuration.interventions, where)
         name, protocol = configuration.id(base), entry.protocol or experiment.protocol
+        check_fits(root, model, configuration, protocol, where)
         if (name, protocol) in found:
             raise UserError(f"{name} is listed twice", where=where, remedy="remove one of the two")
         protocols = _laid_protocols(common, entry.protocols, campaign, f"{where}, protocols")

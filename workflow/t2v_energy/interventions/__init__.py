@@ -1,8 +1,7 @@
 """What may change the cost of a pipeline: one module an intervention, applied for one measurement and undone.
 
-A module has ``apply(pipeline)``, which changes a built pipeline and returns a function that undoes it; it
-raises :class:`~t2v_energy.errors.UserError` for a pipeline that it does not fit. Modules are imported when
-they are applied, so that a plan needs no torch.
+config/interventions.yaml names settings of them; experiments list those names, and a configuration's id shows
+them.  :mod:`t2v_energy.interventions.base` says what a module has.
 """
 
 from __future__ import annotations
@@ -11,31 +10,143 @@ import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from t2v_energy.errors import UserError
 
-MODULES: Mapping[str, str] = {"vae-tiling": "t2v_energy.interventions.vae_tiling"}
-"""Module of each intervention, by the name that experiments and configuration ids use."""
+if TYPE_CHECKING:
+    from t2v_energy.config import Configuration, ModelFile
+    from t2v_energy.interventions.base import Change, Intervention, Target
+
+CATALOGUE = Path("config") / "interventions.yaml"
+KINDS: Mapping[str, str] = {
+    "vae-tiling": "vae_tiling.VaeTiling",
+}
+"""Module of this package and class of each kind."""
 
 
-def check_known(names: Sequence[str], where: str) -> None:
-    """Raise :class:`UserError`, with the nearest name, where one of ``names`` is no intervention."""
-    for name in names:
-        if name not in MODULES:
-            near = difflib.get_close_matches(name, list(MODULES), n=1, cutoff=0.4)
+@dataclass(frozen=True)
+class Named:
+    """An entry of the catalogue."""
+
+    name: str
+    intervention: Intervention
+
+
+def catalogue(root: Path) -> Mapping[str, Intervention]:
+    """Every entry of config/interventions.yaml by its name.
+
+    Raises:
+        UserError: a kind that there is not, with the nearest one, or settings that are wrong.
+    """
+    path = root / CATALOGUE
+    return _catalogue(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@cache
+def _catalogue(path: Path, _changed_ns: int) -> Mapping[str, Intervention]:
+    from t2v_energy.config import KEY_PATTERN, parse, read_yaml
+
+    found: dict[str, Intervention] = {}
+    for name, entry in read_yaml(path, "restore it from the repository").items():
+        where = f"{path}, {name}"
+        if not (isinstance(entry, dict) and isinstance(name, str) and _matches(KEY_PATTERN, name)):
             raise UserError(
-                f"interventions: there is no {name!r}",
+                f"{name!r} is not a name with settings",
+                where=str(path),
+                remedy="write `<name>: {kind: …}`; names are lower-case letters, digits, `-` and `.`",
+            )
+        settings = dict(entry)
+        kind = settings.pop("kind", None)
+        if kind not in KINDS:
+            raise UserError(f"kind: there is no {kind!r}", where=where, remedy=_nearest(str(kind), KINDS))
+        found[name] = parse(_class(kind), settings, where)
+    return found
+
+
+def _matches(pattern: str, name: str) -> bool:
+    import re
+
+    return re.match(pattern, name) is not None
+
+
+def _class(kind: str) -> type[Intervention]:
+    module, name = KINDS[kind].split(".")
+    found: type[Intervention] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return found
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def named(root: Path, names: Sequence[str], where: str) -> list[Named]:
+    """The catalogue's entries of those names; raises :class:`UserError`, with the nearest, for others."""
+    if not names:
+        return []
+    known = catalogue(root)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known)
+            )
+    return [Named(name, known[name]) for name in names]
+
+
+def check_fits(root: Path, model: ModelFile, configuration: Configuration, protocol: str, where: str) -> None:
+    """Raise :class:`UserError` unless the configuration's interventions are known, fit, and can be measured so."""
+    for entry in named(root, configuration.interventions, where):
+        intervention = entry.intervention
+        try:
+            intervention.check(model, configuration)
+        except UserError as error:
+            raise UserError(error.what, where=f"{where}, {entry.name}", remedy=error.remedy) from None
+        if intervention.whole_schedule and protocol != "full":
+            raise UserError(
+                f"{entry.name} depends on the denoising step, and protocol {protocol!r} cuts the schedule",
                 where=where,
-                remedy=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(MODULES)}",
+                remedy="set `protocol: full` for this entry",
             )
 
 
+class Applied:
+    """Interventions in force, and what they have done so far."""
+
+    def __init__(self, changes: Mapping[str, Change]) -> None:
+        self._changes = changes
+
+    def evidence(self) -> dict[str, dict[str, float]]:
+        """By intervention, the numbers of what it did."""
+        return {
+            name: {key: float(value) for key, value in change.evidence().items()}
+            for name, change in self._changes.items()
+        }
+
+    def check(self) -> None:
+        """Raise :class:`UserError` where, after a generation, one of them has done nothing."""
+        for name, numbers in self.evidence().items():
+            if not any(numbers.values()):
+                raise UserError(
+                    f"{name} changed nothing ({', '.join(f'{k} = {v:g}' for k, v in numbers.items())})",
+                    where="interventions",
+                    remedy="leave it out for this configuration, or change its settings",
+                )
+
+
 @contextmanager
-def applied(names: Sequence[str], pipeline: Any) -> Iterator[None]:
-    """Apply ``names`` to ``pipeline`` in their order, and undo them in the reverse one at the end."""
-    check_known(names, "interventions")
+def applied(entries: Sequence[Named], target: Target) -> Iterator[Applied]:
+    """Apply interventions to a built pipeline in their order, and undo them in the reverse one at the end."""
+    changes: dict[str, Change] = {}
     with ExitStack() as undo:
-        for name in names:
-            undo.callback(importlib.import_module(MODULES[name]).apply(pipeline))
-        yield
+        for entry in entries:
+            if entry.name in changes:
+                raise UserError(
+                    f"{entry.name} is listed twice", where="interventions", remedy="list it once"
+                )
+            changes[entry.name] = entry.intervention.apply(target)
+            undo.callback(changes[entry.name].undo)
+        yield Applied(changes)
