@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 CATALOGUE = Path("config") / "interventions.yaml"
 KINDS: Mapping[str, str] = {
     "vae-tiling": "vae_tiling.VaeTiling",
+    "magcache": "magcache.MagCache",
+    "taylorseer": "taylorseer.TaylorSeer",
+    "pyramid-attention-broadcast": "pyramid_attention_broadcast.PyramidAttentionBroadcast",
+    "cfg-truncation": "cfg_truncation.CfgTruncation",
 }
 """Module of this package and class of each kind."""
 
