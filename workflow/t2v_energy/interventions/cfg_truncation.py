@@ -73,9 +73,7 @@ class CfgTruncation(Intervention):
 
     def _must_know(self, model: ModelFile) -> None:
         if model.architecture not in ARCHITECTURES:
-            raise self.refused(
-                f"it is not made for the pipeline of {model.key}", "leave it out for this model"
-            )
+            raise self.refused(f"it is not made for {model.key}", "leave it out for this model")
 
     def _scale_becomes_one(self, target: Target) -> Change:
         counted = {"omitted_passes": 0.0}

@@ -129,14 +129,14 @@ class MagCache(Intervention):
         if model.architecture != "wan":
             raise self.refused(
                 f"there are no published ratios for {model.key}",
-                "leave it out for this model, or use taylorseer",
+                "use taylorseer, or leave it out",
             )
         known = published()["ratios"]
         name = self.ratios or model.key
         if name not in known:
             raise self.refused(
                 f"there are no published ratios for {name}",
-                f"name one that has, by `ratios`: {', '.join(known)}",
+                f"give `ratios`: {' or '.join(known)}",
             )
         found: Sequence[float] = known[name][branch]
         return found

@@ -84,9 +84,7 @@ class PyramidAttentionBroadcast(Intervention):
     def _ranges(self, model: ModelFile) -> dict[str, int]:
         """Ranges above 1 by module."""
         if model.architecture not in MODULES:
-            raise self.refused(
-                f"it is not made for the denoiser of {model.key}", "leave it out for this model"
-            )
+            raise self.refused(f"it is not made for {model.key}", "leave it out for this model")
         modules = MODULES[model.architecture]
         if self.cross_range > 1 and len(modules) < 2:
             raise self.refused(f"{model.key} has no cross-attention", "leave `cross_range` out")

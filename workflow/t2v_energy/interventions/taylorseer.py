@@ -66,9 +66,7 @@ class TaylorSeer(Intervention):
 
     def _must_know(self, model: ModelFile) -> None:
         if model.architecture not in ARCHITECTURES:
-            raise self.refused(
-                f"it is not made for the denoiser of {model.key}", "leave it out for this model"
-            )
+            raise self.refused(f"it is not made for {model.key}", "leave it out for this model")
 
     def schedule(self, steps: int, _branch: str) -> frozenset[int]:
         """Steps of ``steps`` at which the blocks do not run, the same in all branches."""
