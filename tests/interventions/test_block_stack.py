@@ -164,6 +164,30 @@ class TestBlockStack:
         assert len(calls) == 2 * 3 * len(blocks)  # two branches, three of four steps
         assert list(t.denoiser.blocks) == blocks
 
+    @pytest.mark.parametrize("key", KEYS)
+    def test_blocks_compiled_as_whole_graphs_are_not_compiled_again(self, key: str) -> None:
+        t = target(key, num_inference_steps=8)
+        counters = torch._dynamo.utils.counters
+        change = extrapolated(t, schedule, 1)
+        try:
+            eager = plain.made(t.pipeline, t.configuration)
+            torch._dynamo.reset()
+            counters.clear()
+            for block in blocks_of(t.denoiser):
+                block.compile(backend="aot_eager", fullgraph=True)
+            first = plain.made(t.pipeline, t.configuration)
+            graphs = counters["stats"]["unique_graphs"]
+            second = plain.made(t.pipeline, t.configuration)
+        finally:
+            for block in blocks_of(t.denoiser):
+                block._compiled_call_impl = None
+            change.undo()
+            torch._dynamo.reset()
+        assert graphs > 0
+        assert counters["stats"]["unique_graphs"] == graphs
+        for found in (first, second):
+            torch.testing.assert_close(found, eager)
+
     def test_a_second_one_is_refused_and_the_first_stays(self) -> None:
         t = target("tiny-wan")
         change = extrapolated(t, schedule, 0)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from t2v_energy.config import Configuration, ModelFile
 from t2v_energy.errors import UserError
-from t2v_energy.interventions import Named, applied
+from t2v_energy.interventions import Named, applied, catalogue
 from t2v_energy.interventions.base import Target, Work
 from t2v_energy.interventions.magcache import MagCache, interpolated, published, skipped_steps
 
@@ -82,6 +82,20 @@ class TestSchedule:
         for branches in data["ratios"].values():
             assert {name: len(values) for name, values in branches.items()} == {"cond": 50, "uncond": 50}
             assert all(values[0] == 1 and min(values) > 0.8 for values in branches.values())
+
+    def test_entries_of_the_catalogue(self) -> None:
+        found = {
+            name: tuple(len(cache.schedule(model(key), 50, "cond")) for key in WAN)
+            for name, cache in catalogue(tiny.ROOT).items()
+            if isinstance(cache, MagCache)
+        }
+        assert found == {
+            "magcache-0.06-k2": (23, 22),
+            "magcache-0.12-k2": (25, 25),
+            "magcache-0.12-k4": (29, 29),
+            "magcache-0.24-k6": (32, 32),
+            "magcache-0.12-k4-article": (31, 31),
+        }
 
 
 class TestCheck:
