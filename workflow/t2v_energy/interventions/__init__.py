@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CATALOGUE = Path("config") / "interventions.yaml"
 KINDS: Mapping[str, str] = {
     "vae-tiling": "vae_tiling.VaeTiling",
+    "token-merging": "token_merging.TokenMerging",
 }
 """Module of this package and class of each kind."""
 
