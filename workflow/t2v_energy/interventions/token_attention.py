@@ -97,9 +97,7 @@ class Draws:
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
         seed = (self._seed * 2**16 + step) * 2**10 + block
-        return torch.rand(
-            shape, device=device, generator=self._generators[device].manual_seed(seed % 2**63)
-        )
+        return torch.rand(shape, device=device, generator=self._generators[device].manual_seed(seed % 2**63))
 
 
 class Merging:
@@ -129,7 +127,9 @@ class Merging:
         """Whether tokens of a video of this size are merged; a mask of single tokens would no longer fit."""
         some = self.settings.sizes(self.generation.grid).merged > 0
         if some and attention_mask is not None:
-            raise self.settings.refused("attention has a mask", "use a pipeline whose self-attention has none")
+            raise self.settings.refused(
+                "attention has a mask", "use a pipeline whose self-attention has none"
+            )
         return some
 
     def merge_of(self, hidden: Tensor, merged: Tensor | None, heads: int) -> Merge:
@@ -162,7 +162,9 @@ class Merging:
         batch = hidden.shape[0]
         sizes = settings.sizes(now.grid)
         if hidden.shape[1] != sizes.tokens:
-            raise RuntimeError(f"attention sees {hidden.shape[1]} video tokens, the latent has {sizes.tokens}")
+            raise RuntimeError(
+                f"attention sees {hidden.shape[1]} video tokens, the latent has {sizes.tokens}"
+            )
         metric = hidden
         if settings.metric == "head-mean":
             metric = (hidden.unflatten(2, (heads, -1)) if merged is None else merged).mean(2)
@@ -375,9 +377,7 @@ def install(settings: TokenMerging, target: Target) -> Change:
     ends = generation.follow(target.pipeline.scheduler, denoiser)
     for index, attention in chosen.items():
         original = attention.processor
-        attention.set_processor(
-            PROCESSORS[architecture](settings, index, original, generation, counts)
-        )
+        attention.set_processor(PROCESSORS[architecture](settings, index, original, generation, counts))
         ends.append(functools.partial(attention.set_processor, original))
 
     def undo() -> None:

@@ -42,7 +42,9 @@ class Merge:
         rows = row.gather(1, destinations)
         row.scatter_(1, merged, rows.gather(1, target))
         ones = torch.ones((batch, 1), device=best.device)
-        counts = ones.repeat(1, destinations.shape[1]).scatter_add_(1, target, ones.expand(batch, self.merged))
+        counts = ones.repeat(1, destinations.shape[1]).scatter_add_(
+            1, target, ones.expand(batch, self.merged)
+        )
         self.kept_tokens = kept
         self.destination_counts = counts
         self.destination_rows = rows
@@ -104,10 +106,10 @@ def match(metric: Tensor, destinations: Tensor, count: int, norms: Tensor | None
         return Merge(best, merged, destinations)
 
 
-def nearest(metric: Tensor, destinations: Tensor, scores: int = SCORES) -> tuple[Tensor, Tensor]:
+def nearest(metric: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
     """The largest product of each token with the normalised destinations, and which one that is: (B, L) each.
 
-    At most ``scores`` products are held at once (one row at least).
+    At most :data:`SCORES` products are held at once (one row at least).
     """
     batch, tokens, width = metric.shape
     count = destinations.shape[1]
@@ -116,7 +118,7 @@ def nearest(metric: Tensor, destinations: Tensor, scores: int = SCORES) -> tuple
     chosen = chosen.div_(norms.clamp_min_(1e-12)).to(metric.dtype).view(batch, count, width)
     best = torch.empty((batch, tokens), dtype=torch.long, device=metric.device)
     score = torch.empty((batch, tokens), dtype=metric.dtype, device=metric.device)
-    rows = _rows_at_once(tokens, max(1, scores // count))
+    rows = _rows_at_once(tokens, max(1, SCORES // count))
     for sample in range(batch):
         across = chosen[sample].T
         for start in range(0, tokens, rows):

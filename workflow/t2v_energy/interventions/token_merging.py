@@ -122,7 +122,9 @@ class TokenMerging(Intervention):
         """Refuse other architectures, settings that contradict each other, and sizes with nothing to merge."""
         self._check_architecture(model)
         if self.size_bias and self.mode != "kv":
-            raise self.refused(f"size_bias: mode {self.mode} has no use for it", "set `mode: kv`, or leave it out")
+            raise self.refused(
+                f"size_bias: mode {self.mode} has no use for it", "set `mode: kv`, or leave it out"
+            )
         c = configuration
         if not self.sizes(token_grid(model, c.height, c.width, c.num_frames)).merged:
             raise self.refused(
@@ -229,7 +231,7 @@ class TokenMerging(Intervention):
         if self.metric == "head-mean":
             each += b * sizes.tokens * (shape.width + m)
         # destinations: gathered, to float32, normalised (their norms, then a division), and back
-        each += sizes.destinations * m * (2 * b + (b + 4) + 4 + 8 + (4 + b))
+        each += sizes.destinations * m * (2 * b + 2 * conversion_bytes(b) + 3 * FLOAT32_BYTES)
         each += b * sizes.tokens * sizes.destinations  # the scores, read for the largest
         return self._block_calls(shape) * each
 
@@ -271,8 +273,8 @@ def merge_bytes(sizes: Sizes, width: int, value_bytes: int) -> int:
     their places; merged rows are gathered, to float32, and added to them.
     """
     b, f = value_bytes, FLOAT32_BYTES
-    destination = 2 * b + (b + f) + 2 * f + (f + b) + 2 * b
-    merged = 2 * b + (b + f) + (f + 2 * f)
+    destination = 2 * b + conversion_bytes(b) + 2 * f + conversion_bytes(b) + 2 * b
+    merged = 2 * b + conversion_bytes(b) + (f + 2 * f)
     return width * (2 * b * sizes.kept + destination * sizes.destinations + merged * sizes.merged)
 
 
@@ -286,12 +288,19 @@ def attention_bytes(shape: Shape) -> int:
     return shape.width * (2 * 2 * b + shape.rotary * 2 * rotation + joint * 2 * b)
 
 
-def rotary_bytes(b: int) -> int:
+def conversion_bytes(value_bytes: int) -> int:
+    """Converting one value to float32, or back."""
+    return 0 if value_bytes == FLOAT32_BYTES else value_bytes + FLOAT32_BYTES
+
+
+def rotary_bytes(value_bytes: int) -> int:
     """Rotating one value, halves apart: four products in float32, two sums of them, two strided stores."""
-    return (2 * b + 8) + 12 + (4 + b)
+    b, f = value_bytes, FLOAT32_BYTES
+    return (2 * b + 2 * f) + 3 * f + (f + b)
 
 
-def cogvideox_rotary_bytes(b: int) -> int:
+def cogvideox_rotary_bytes(value_bytes: int) -> int:
     """The same in diffusers' CogVideoX: the partner negated and stacked, both to float32, two products,
     their sum, back, and stored beside the text."""
-    return b + 2 * b + 2 * (b + 4) + 2 * 8 + 12 + (4 + b) + 2 * b
+    b, f = value_bytes, FLOAT32_BYTES
+    return b + 2 * b + 3 * conversion_bytes(b) + 2 * 2 * f + 3 * f + 2 * b
