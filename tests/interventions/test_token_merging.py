@@ -245,12 +245,12 @@ def some_merge(count: int = 40, tokens: int = 60, batch: int = 2) -> Any:
 def test_rows_are_means_of_their_tokens_and_unmerged_ones_come_back_exactly(dtype: Any) -> None:
     merge, values = some_merge(), random(2, 60, 7, seed=3).to(dtype)
     merged = merge.merge(values)
-    assert merged.dtype == dtype and merged.shape == (2, 20, 7)
+    assert (merged.dtype, merged.shape) == (dtype, (2, 20, 7))
     alone = 0
     for sample, rows in enumerate(owners(merge, 60)):
         for row in range(20):
             members = [token for token in range(60) if rows[token] == row]
-            assert members and merge.sizes()[sample, row] == len(members)
+            assert merge.sizes()[sample, row] == len(members) > 0
             mean = values[sample, members].double().mean(0)
             torch.testing.assert_close(merged[sample, row], mean.to(dtype))
             if len(members) == 1:
@@ -569,7 +569,7 @@ def test_nothing_merged_is_no_change_of_work(key: str) -> None:
 
 @contextmanager
 def bytes_moved() -> Iterator[list[int]]:
-    """Bytes of floating-point values that operators read and write; of gathers and scatters, those of the rows moved.
+    """Bytes of floating-point values that operators read and write; of gathers and scatters, of the moved rows.
 
     Matrix products count none, but their results are read by what comes next.
     """
@@ -654,7 +654,7 @@ def test_bytes_of_the_models_own_attention_are_those_of_a_trace(key: str) -> Non
         return traffic_trace.counted(lambda: attn(hidden, words, image_rotary_emb=positions)).bytes
 
     each = (moved(3000) - moved(1000)) / 2000
-    # The trace counts what a stored tensor held before as read, tables, and a copy that no GPU kernel's result needs.
+    # The trace also counts what a stored tensor held before, tables, and a copy that a GPU kernel's result spares.
     assert 0.65 * each < attention_bytes(shape) < each
 
 
@@ -664,7 +664,8 @@ def test_bytes_of_the_models_own_attention_are_those_of_a_trace(key: str) -> Non
 def refusal(settings: TokenMerging, key: str, **changes: Any) -> UserError:
     with pytest.raises(UserError) as caught:
         settings.check(tiny.model(key), tiny.defaults(key, **changes))
-    assert caught.value.where == "interventions" and caught.value.remedy
+    assert caught.value.where == "interventions"
+    assert caught.value.remedy
     return caught.value
 
 
@@ -688,10 +689,11 @@ def test_wrong_settings(wrong: dict[str, Any]) -> None:
 
 def test_a_mask_is_refused() -> None:
     at = target("tiny-wan")
-    with changed(merging(), at), pytest.raises(UserError, match="has a mask"):
+    with changed(merging(), at):
         attn = at.denoiser.blocks[0].attn1
         attn.processor.generation.grid = (3, 4, 4)
-        attn(random(1, 48, 48), None, torch.ones(1, 48), None)
+        with pytest.raises(UserError, match="has a mask"):
+            attn(random(1, 48, 48), None, torch.ones(1, 48), None)
 
 
 @pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox"])
@@ -826,7 +828,8 @@ def test_the_experiment_measures_the_grid_beside_baselines() -> None:
         for known in named(ROOT, names, "the experiment"):
             known.intervention.check(load_model(ROOT, entry["model"]), c)
     grid = [name for name in catalogue(ROOT) if name.startswith("tome-") and name.endswith(("alt", "to27"))]
-    assert len(grid) == 24 and set(grid) <= set(listed["cogvideox-2b"])
+    assert len(grid) == 24
+    assert set(grid) <= set(listed["cogvideox-2b"])
     assert all(names.count("baseline") == 1 and len(set(names)) == len(names) for names in listed.values())
 
 

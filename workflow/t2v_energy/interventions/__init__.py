@@ -92,7 +92,9 @@ def named(root: Path, names: Sequence[str], where: str) -> list[Named]:
     known = catalogue(root)
     for name in names:
         if name not in known:
-            raise UserError(f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known))
+            raise UserError(
+                f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known)
+            )
     return [Named(name, known[name]) for name in names]
 
 
@@ -143,7 +145,9 @@ def applied(entries: Sequence[Named], target: Target) -> Iterator[Applied]:
     with ExitStack() as undo:
         for entry in entries:
             if entry.name in changes:
-                raise UserError(f"{entry.name} is listed twice", where="interventions", remedy="list it once")
+                raise UserError(
+                    f"{entry.name} is listed twice", where="interventions", remedy="list it once"
+                )
             changes[entry.name] = entry.intervention.apply(target)
             undo.callback(changes[entry.name].undo)
         yield Applied(changes)

@@ -105,7 +105,9 @@ class Effect:
         return Effect(*(_product(first, second) for first, second in pairs))
 
 
-def _product(first: Mapping[WorkClass, float], second: Mapping[WorkClass, float]) -> dict[WorkClass, float]:
+def _product(
+    first: Mapping[WorkClass, float], second: Mapping[WorkClass, float]
+) -> dict[WorkClass, float]:
     return {name: first.get(name, 1.0) * second.get(name, 1.0) for name in (*first, *second)}
 
 
@@ -122,9 +124,7 @@ class Intervention(Strict):
     whole_schedule: ClassVar[bool] = False
 
     expected: Expected | None = Field(None, description="rates that no count of work gives")
-    quality: Quality | None = Field(
-        None, description="cited effect on the picture; null: none is known to us"
-    )
+    quality: Quality | None = Field(None, description="cited effect on the picture; null: none is known to us")
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:  # noqa: B027 (most fit anything)
         """Raise :class:`UserError` (see :meth:`refused`) for what it does not fit; needs no torch."""

@@ -1,4 +1,4 @@
-"""Which video tokens are merged into which, and merging and unmerging tensors: the torch part that needs no model.
+"""Which video tokens are merged into which, and merging and unmerging tensors; needs torch, and no model.
 
 B: samples, L: tokens, n_d: destinations, r: merged tokens.  A merged sequence keeps the order of its tokens,
 so that merging none changes nothing.  No shape depends on values: the GPU is never waited for.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SCORES = 2**24
-"""Most scores held at once: 32 MiB in bfloat16, which the second-level cache of an H100 or H200 (50 MB) holds,
+"""Most scores held at once: 32 MiB in bfloat16. The second-level cache of an H100 or H200 (50 MB) holds them,
 so that the search for the largest does not wait for the memory."""
 ROW_MULTIPLE = 128
 """Rows of scores that are computed at once divide by it, as the tiles of matrix products do."""
@@ -58,7 +58,7 @@ class Merge:
         self._share = counts.reciprocal().reshape(-1, 1)
 
     def merge(self, values: Tensor) -> Tensor:
-        """Mean of each destination and what is merged into it, other tokens as they are: (B, L, d) to (B, L-r, d).
+        """Destinations' means with what is merged into them, other tokens as they are: (B, L, d) to (B, L - r, d).
 
         Sums are in float32; on a GPU their order, and so their last bit, may differ from call to call.
         """
@@ -140,9 +140,9 @@ def row_norms(values: Tensor) -> Tensor:
 
 
 def cell_destinations(grid: tuple[int, int, int], stride: tuple[int, int, int], draw: Tensor) -> Tensor:
-    """One token of each cell of ``stride`` of the ``grid``; ``draw`` holds numbers from [0, 1), shape (3, cells).
+    """One token of each cell of ``stride`` of the ``grid``.
 
-    Cells at the end of an axis are cut off there.  Returns tokens of shape (cells,), in the cells' order.
+    Cells at the end of an axis are cut off there.  ``draw``: numbers from [0, 1), shape (3, cells).  Returns tokens of shape (cells,), in the cells' order.
     """
     begin, extent, weight = _cells(grid, stride, draw.device)
     return begin.add((draw * extent).long()).mul_(weight).sum(0)

@@ -8,7 +8,7 @@ tokens, which CogVideoX attends to in one sequence with the video's, are never m
 
 A destination is drawn at random within its cell, as in ToMe for images (Bolya and Hoffman 2023) and in the
 token-merging project whose grid we measure: fixed places would leave a grid in the picture.  The draw follows
-from a seed, the step and the block alone, so that every generation, and both branches of guidance, draw alike.
+from a seed, the step and the block alone, so that every generation and both branches of guidance draw alike.
 
 The torch code is in :mod:`token_matching` and :mod:`token_attention`.
 """
@@ -80,11 +80,11 @@ class TokenMerging(Intervention):
 
     method: Literal["3d", "attnbin"] = Field(
         "3d",
-        description="destinations: one of each cell of the video, or of each bin of as many tokens, sorted by norm",
+        description="destinations: one of each cell of the video, or of each bin of as many tokens by norm",
     )
     mode: Literal["hidden", "kv", "q"] = Field(
         "hidden",
-        description="what is merged: attention's input (with its output unmerged), keys and values, or queries",
+        description="what is merged: attention's input (its output is unmerged), keys and values, or queries",
     )
     ratio: float = Field(ge=0, le=1, description="share of the sources that is merged: r = ⌊ratio · n_src⌋")
     stride: tuple[Stride, Stride, Stride] = Field(description="frames, rows and columns of a cell")
@@ -119,7 +119,7 @@ class TokenMerging(Intervention):
         return range(0, end, self.every)
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
-        """Refuse other architectures, settings that contradict each other, and sizes with nothing to merge."""
+        """Refuse other architectures, contradicting settings, and sizes with nothing to merge."""
         self._check_architecture(model)
         if self.size_bias and self.mode != "kv":
             raise self.refused(
@@ -243,7 +243,7 @@ class TokenMerging(Intervention):
 
 
 def token_grid(model: ModelFile, height: int, width: int, num_frames: int) -> Grid:
-    """Video tokens that the denoiser sees of a video of this size; raises :class:`UserError` for a wrong one."""
+    """Video tokens that the denoiser sees; raises :class:`UserError` for a size that it cannot run."""
     frames, rows, columns = latents(model, height, width, num_frames)[0]
     config = model.components["transformer"].config
     down, across = FORMS[model.architecture].patch_sides(config)
