@@ -33,6 +33,7 @@ KINDS: Mapping[str, str] = {
     "taylorseer": "taylorseer.TaylorSeer",
     "pyramid-attention-broadcast": "pyramid_attention_broadcast.PyramidAttentionBroadcast",
     "cfg-truncation": "cfg_truncation.CfgTruncation",
+    "token-merging": "token_merging.TokenMerging",
 }
 """Module of this package and class of each kind."""
 
