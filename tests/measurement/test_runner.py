@@ -18,15 +18,23 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
 from t2v_energy.errors import UserError
+from t2v_energy.interventions import InterventionError
 from t2v_energy.measurement import runner
 from t2v_energy.measurement.gpus import choose_gpu
 from t2v_energy.measurement.progress import Progress
-from t2v_energy.measurement.record import Process, Record, read_record, record_paths, to_json
+from t2v_energy.measurement.record import (
+    Process,
+    Record,
+    read_record,
+    record_paths,
+    to_json,
+    write_atomically,
+)
 from t2v_energy.measurement.runner import Session, measure_batch
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering import fake_nvml
@@ -683,3 +691,75 @@ class TestMeteredBesideAGpu:
             session.progress.begin(session.plan.batches[0], list(session.plan.batches[0].items))
             with pytest.raises(UserError, match="the GPU was lost"):
                 session.measure(session.plan.items("resolution")[0])
+
+
+class TestInterventions:
+    """Four configurations in one process: plain, tiled, another kernel, and one where tiling does nothing."""
+
+    WIDE: ClassVar[dict[str, int]] = {"height": 32, "width": 272}
+    VARY: ClassVar[list[dict[str, Any]]] = [
+        WIDE,
+        WIDE | {"interventions": ["vae-tiling"]},
+        WIDE | {"attention_kernel": "math"},
+        {"height": 32, "width": 32, "interventions": ["vae-tiling"]},
+    ]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def found(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Record], str]:
+        root, log = tmp_path_factory.mktemp("interventions") / "root", io.StringIO()
+        tiny.make_root(
+            root,
+            protocols=tiny.CAMPAIGN["protocols"] | {"fidelity": True},
+            experiments=tiny.resolution(vary=cls.VARY, one_process=True),
+        )
+        with (
+            tiny.own_devices_and_locks(root),
+            pytest.raises(InterventionError, match="vae-tiling changed nothing"),
+        ):
+            measure(root, log)
+        read = [read_record(path) for path in record_paths(raw_folder(root, "tiny", "resolution"))]
+        return {r.file_name.removeprefix("tiny-wan_").split("__", 1)[1]: r for r in read}, log.getvalue()
+
+    def test_what_changes_nothing_is_told_and_the_rest_is_measured(
+        self, found: tuple[dict[str, Record], str]
+    ) -> None:
+        records, log = found
+        assert set(records) == {"sampled_r1.json", "vae-tiling__sampled_r1.json", "math__sampled_r1.json"}
+        assert "tiny-wan_32x32_5f_2s__vae-tiling__sampled_r1.json was not measured" in log
+
+    def test_the_record_says_what_was_in_force_and_what_it_did(
+        self, found: tuple[dict[str, Record], str]
+    ) -> None:
+        (entry,) = found[0]["vae-tiling__sampled_r1.json"].interventions
+        assert (entry.name, entry.kind) == ("vae-tiling", "vae-tiling")
+        assert entry.evidence == {"tiled_decodes": 3}  # a warm-up and two generations
+        assert found[0]["sampled_r1.json"].interventions == []
+
+    def test_what_was_changed_is_compared_with_what_was_not(
+        self, found: tuple[dict[str, Record], str]
+    ) -> None:
+        assert found[0]["sampled_r1.json"].fidelity is None
+        tiled = found[0]["vae-tiling__sampled_r1.json"].fidelity
+        assert tiled is not None
+        assert (tiled.steps, tiled.relative_l2) == (2, 0)  # the denoiser is the same
+        assert tiled.psnr_db is not None
+        assert 30 < tiled.psnr_db < 70
+        kernel = found[0]["math__sampled_r1.json"].fidelity
+        assert kernel is not None
+        assert kernel.relative_l2 < 1e-4
+
+    def test_records_of_other_settings_are_not_taken_for_these(
+        self, found: tuple[dict[str, Record], str], tmp_path: Path
+    ) -> None:
+        root = tiny.make_root(
+            tmp_path / "root",
+            protocols=tiny.CAMPAIGN["protocols"] | {"fidelity": True},
+            experiments=tiny.resolution(vary=[self.VARY[1]], one_process=True),
+        )
+        record = found[0]["vae-tiling__sampled_r1.json"]
+        entry = record.interventions[0].model_copy(update={"settings": {"size": 3}})
+        changed = record.model_copy(update={"interventions": [entry]})
+        write_atomically(raw_folder(root, "tiny", "resolution") / changed.file_name, to_json(changed))
+        with pytest.raises(UserError, match="other settings of interventions than configured now"):
+            measure(root)

@@ -317,6 +317,11 @@ class ProtocolSettings(Strict):
         description="true: after the measurement, one more generation of one step under torch's profiler "
         "tells which operators the device's time goes to; no measured time or energy is of it",
     )
+    fidelity: bool = Field(
+        False,
+        description="true: what a changed pipeline (interventions, an attention kernel) makes is compared "
+        "with what the unchanged one makes after as many steps; this is generated where none is at hand",
+    )
     full: FullProtocol = Field(FullProtocol(), description="protocol `full`: whole generations")
     sampled: SampledProtocol = Field(SampledProtocol(), description="protocol `sampled`: cut generations")
 

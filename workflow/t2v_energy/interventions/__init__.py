@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
     from t2v_energy.interventions.base import Change, Intervention, Target
 
+
+class InterventionError(UserError):
+    """An intervention does not fit, fails or changes nothing: no reason to leave the rest of a batch out."""
+
+
 CATALOGUE = Path("config") / "interventions.yaml"
 KINDS: Mapping[str, str] = {
     "vae-tiling": "vae_tiling.VaeTiling",
@@ -91,14 +96,12 @@ def named(root: Path, names: Sequence[str], where: str) -> list[Named]:
     known = catalogue(root)
     for name in names:
         if name not in known:
-            raise UserError(
-                f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known)
-            )
+            raise UserError(f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known))
     return [Named(name, known[name]) for name in names]
 
 
 def check_fits(root: Path, model: ModelFile, configuration: Configuration, protocol: str, where: str) -> None:
-    """Raise :class:`UserError` unless the configuration's interventions are known, fit, and can be measured so."""
+    """Raise :class:`UserError` unless all interventions are known, fit, and can be measured that way."""
     for entry in named(root, configuration.interventions, where):
         intervention = entry.intervention
         try:
@@ -127,10 +130,10 @@ class Applied:
         }
 
     def check(self) -> None:
-        """Raise :class:`UserError` where, after a generation, one of them has done nothing."""
+        """Raise :class:`InterventionError` where, after a generation, one of them has done nothing."""
         for name, numbers in self.evidence().items():
             if not any(numbers.values()):
-                raise UserError(
+                raise InterventionError(
                     f"{name} changed nothing ({', '.join(f'{k} = {v:g}' for k, v in numbers.items())})",
                     where="interventions",
                     remedy="leave it out for this configuration, or change its settings",
@@ -139,14 +142,26 @@ class Applied:
 
 @contextmanager
 def applied(entries: Sequence[Named], target: Target) -> Iterator[Applied]:
-    """Apply interventions to a built pipeline in their order, and undo them in the reverse one at the end."""
+    """Apply interventions to a built pipeline in their order, and undo them in the reverse one at the end.
+
+    Raises:
+        InterventionError: one of them does not fit the pipeline, or is listed twice.
+    """
     changes: dict[str, Change] = {}
     with ExitStack() as undo:
         for entry in entries:
             if entry.name in changes:
-                raise UserError(
+                raise InterventionError(
                     f"{entry.name} is listed twice", where="interventions", remedy="list it once"
                 )
-            changes[entry.name] = entry.intervention.apply(target)
+            try:
+                changes[entry.name] = entry.intervention.apply(target)
+            except UserError as error:
+                raise InterventionError(error.what, where=error.where, remedy=error.remedy) from error
             undo.callback(changes[entry.name].undo)
         yield Applied(changes)
+
+
+def settings_of(intervention: Intervention) -> dict[str, Any]:
+    """Its settings as a record keeps them: what decides the computation, not what is expected or cited."""
+    return intervention.model_dump(mode="json", exclude={"expected", "quality"})
