@@ -228,11 +228,14 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     # Power steps where the stages around the loop begin and end; inside the loop, calls follow without a
     # pause, and as borders their edges would only hide how steady power is beside the loop's own.
     once = _edges(rows["start_s"], rows["end_s"])[rows["step"] < 0].ravel()
-    repeated, warmup = _repeated(found), _first_warmup(record) if found else _edges()
-    groups = (whole, loops, settled, idle, stretch, repeated, warmup)
+    repeated = _repeated(found)
+    groups = (whole, loops, settled, idle, stretch, repeated)
     energy, ci90 = _energies(record, np.concatenate(groups), once)
-    of_whole, of_loop, of_settled, of_idle, of_stretch, _, of_warmup = _split(energy, groups)
-    ci90_whole, _, ci90_settled, _, _, ci90_repeated, _ = _split(ci90, groups)
+    of_whole, of_loop, of_settled, of_idle, of_stretch, _ = _split(energy, groups)
+    ci90_whole, _, ci90_settled, _, _, ci90_repeated = _split(ci90, groups)
+    # By itself: what a window adds to the steps of power that are looked for would move the energies beside it.
+    warmup = _first_warmup(record) if found else _edges()
+    of_warmup, _ = _energies(record, warmup)
     videos = _videos(record, found)
     _add_gpu_energy(videos, record, found, (of_whole, ci90_whole), of_loop, (of_settled, ci90_settled))
     videos |= _stages(rows, _span_weights(record, found, rows))
