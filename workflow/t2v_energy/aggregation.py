@@ -233,7 +233,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     energy, ci90 = _energies(record, np.concatenate(groups), once)
     of_whole, of_loop, of_settled, of_idle, of_stretch, _ = _split(energy, groups)
     ci90_whole, _, ci90_settled, _, _, ci90_repeated = _split(ci90, groups)
-    # By itself: what a window adds to the steps of power that are looked for would move the energies beside it.
+    # By itself: a further window moves the steps of power that are looked for, and the energies beside it.
     warmup = _first_warmup(record) if found else _edges()
     of_warmup, _ = _energies(record, warmup)
     videos = _videos(record, found)

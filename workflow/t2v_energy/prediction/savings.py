@@ -13,8 +13,8 @@ Intervals are of 90 %.  Parameters of the calibration are in numerator and denom
 cancel: the ratio's logarithm is derived by each parameter (central differences), and the covariance gives its
 variance.  What the calibration leaves unexplained (its misfit) cancels as far as work stays; of the part
 that comes or goes, |1 − ratio| of the whole, it is added.  So is the spread that a kernel's rate has in
-config/savings.yaml.  Amounts, and rates that an intervention expects, are taken as they are: the interval says
-how well the calibration knows the classes' shares, not how well the effect is known.
+config/savings.yaml.  Amounts, and rates that an intervention expects, are taken as they are: the interval
+says how well the calibration knows the classes' shares, not how well the effect is known.
 
 Needs neither torch nor scipy.
 """
@@ -44,7 +44,7 @@ from t2v_energy.config import (
 )
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import named
-from t2v_energy.interventions.base import Effect, Work
+from t2v_energy.interventions.base import Effect, Work, WorkClass
 from t2v_energy.prediction.calibrated import (
     CLASSES,
     Calibration,
@@ -270,13 +270,16 @@ def _scales(
 ) -> _Scales:
     """Effects of one configuration on the unmodified work of its own number of steps."""
     effect, rate_sd = effect_of(root, accelerator, configuration, own)
-    amount, rate, power = (
-        np.array([by_class.get(cls, 1.0) for cls in CLASSES])
-        for by_class in (effect.amount, effect.rate, effect.power)
-    )
+    amount, rate, power = map(_by_class, (effect.amount, effect.rate, effect.power))
     time = amount / rate
     left = _denoiser_flop(own, effect) / _denoiser_flop(baseline, Effect())
     return _Scales(time, time * power, left, rate_sd)
+
+
+def _by_class(ratios: Mapping[WorkClass, float]) -> Floats:
+    """In the order of the classes; 1 where nothing changes."""
+    known: Mapping[str, float] = {**ratios}
+    return np.array([known.get(name, 1.0) for name in CLASSES])
 
 
 def _denoiser_flop(work: Features, effect: Effect) -> float:
@@ -324,6 +327,8 @@ def kernel_rate(root: Path, accelerator: str, configuration: Configuration, work
     kernel = configuration.attention_kernel
     effect = kernels.get(kernel) if kernel else None
     known = effect and (effect.narrow if narrow else effect.wide)
+    if any(other.against == kernel for other in kernels.values()):
+        known = KernelRate(rate=1, rate_sd=0, power=1, source="it is what torch chooses there by itself")
     if not known:
         heads = "heads below 128" if narrow else "heads of 128 and more"
         raise UserError(
