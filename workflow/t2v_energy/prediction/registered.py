@@ -1,8 +1,8 @@
 """Predictions that are written down before an experiment of interventions is measured, and kept in git.
 
 ``t2v-energy savings`` writes config/predictions/<campaign>/<experiment>.csv from the experiment's
-configurations and the frozen calibration (:func:`t2v_energy.prediction.savings.savings_basis`), and refuses as
-soon as there are records: what is written then is no prediction.  Analysis reads the file, never writes it.
+configurations and the frozen calibration (:func:`t2v_energy.prediction.savings.savings_basis`), and refuses
+as soon as there are records: what is written then is no prediction.  Analysis reads the file and writes none.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ def _scales(
 
 def _by_class(ratios: Mapping[WorkClass, float]) -> Floats:
     """In the order of the classes; 1 where nothing changes."""
-    known: Mapping[str, float] = {**ratios}
+    known = {str(name): ratio for name, ratio in ratios.items()}
     return np.array([known.get(name, 1.0) for name in CLASSES])
 
 
