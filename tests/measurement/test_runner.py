@@ -704,13 +704,18 @@ class TestInterventions:
         {"height": 32, "width": 32, "interventions": ["vae-tiling"]},
     ]
 
+    PROTOCOLS: ClassVar[dict[str, Any]] = tiny.CAMPAIGN["protocols"] | {
+        "fidelity": True,
+        "sampled": tiny.SAMPLED | {"min_steps": 2},  # as many for all, however fast
+    }
+
     @pytest.fixture(scope="class")
     @classmethod
     def found(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Record], str]:
         root, log = tmp_path_factory.mktemp("interventions") / "root", io.StringIO()
         tiny.make_root(
             root,
-            protocols=tiny.CAMPAIGN["protocols"] | {"fidelity": True},
+            protocols=cls.PROTOCOLS,
             experiments=tiny.resolution(vary=cls.VARY, one_process=True),
         )
         with (
@@ -754,7 +759,7 @@ class TestInterventions:
     ) -> None:
         root = tiny.make_root(
             tmp_path / "root",
-            protocols=tiny.CAMPAIGN["protocols"] | {"fidelity": True},
+            protocols=self.PROTOCOLS,
             experiments=tiny.resolution(vary=[self.VARY[1]], one_process=True),
         )
         record = found[0]["vae-tiling__sampled_r1.json"]

@@ -68,7 +68,7 @@ def _catalogue(path: Path, _changed_ns: int) -> Mapping[str, Intervention]:
         kind = settings.pop("kind", None)
         if kind not in KINDS:
             raise UserError(f"kind: there is no {kind!r}", where=where, remedy=_nearest(str(kind), KINDS))
-        found[name] = parse(_class(kind), settings, where)
+        found[name] = parse(class_of(kind), settings, where)
     return found
 
 
@@ -78,7 +78,8 @@ def _matches(pattern: str, name: str) -> bool:
     return re.match(pattern, name) is not None
 
 
-def _class(kind: str) -> type[Intervention]:
+def class_of(kind: str) -> type[Intervention]:
+    """The class of a kind in :data:`KINDS`."""
     module, name = KINDS[kind].split(".")
     found: type[Intervention] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return found
