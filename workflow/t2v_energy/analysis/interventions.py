@@ -32,7 +32,14 @@ from t2v_energy.config import Configuration, load_campaign, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import Named, named
 from t2v_energy.prediction.registered import baseline_steps, read_registered
-from t2v_energy.prediction.savings import Basis, Compared, Saving, predict_savings, savings_basis
+from t2v_energy.prediction.savings import (
+    Basis,
+    Compared,
+    Saving,
+    budget,
+    predict_savings,
+    savings_basis,
+)
 
 EXPERIMENTS = ("interventions", "token-merging")
 FEWER_STEPS = "fewer-steps"
@@ -48,7 +55,7 @@ COLUMNS = (
     "intervention", "model", "height", "width", "num_frames", "num_inference_steps",
     "predicted_energy_ratio", "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
     "videos_per_hour", "memory_ratio", "denoiser_flop_ratio", "lossless", "relative_l2", "psnr_db", "ssim",
-    "cited_quality", "source",
+    "cited_quality", "source", "uncited_parts",
     "experiment", "configuration_id", "protocol", "attention_kernel", "baseline_steps", "baseline_protocol",
     "baseline_kernel", "passes", "n", "interval_of", "same_board", "measured_latency_ratio_ci95",
     "predicted_energy_ratio_low", "predicted_energy_ratio_high", "predicted_latency_ratio",
@@ -105,6 +112,14 @@ class Entry:
             or self.configuration.num_inference_steps < self.baseline_steps
         )
         return not lossy and all(entry.intervention.lossless for entry in self.interventions)
+
+    @property
+    def uncited_parts(self) -> int:
+        """Parts that are not lossless and have no cited quality figure."""
+        kernel = self.configuration.attention_kernel in LOSSY_KERNELS
+        fewer = self.configuration.num_inference_steps < self.baseline_steps
+        own = [entry.intervention for entry in self.interventions]
+        return kernel + fewer + sum(not part.lossless and part.quality is None for part in own)
 
 
 def read_entries(root: Path, rows: pd.DataFrame) -> list[Entry]:
@@ -312,6 +327,7 @@ def _row(entry: Entry, predicted: Predicted) -> dict[str, Any]:
         "baseline_steps": entry.baseline_steps,
         "videos_per_hour": 3600 / float(row["latency_s"]),
         "lossless": "yes" if entry.lossless else "no",
+        "uncited_parts": entry.uncited_parts,
         "n": int(row["latency_s_n"]),
         "settings": row["intervention_settings"],
         "evidence": row["intervention_evidence"],
@@ -408,41 +424,88 @@ def _predicted(predicted: Predicted) -> dict[str, Any]:
     return found | {"denoiser_flop_ratio": saving.denoiser_flop_ratio, "predicted_kind": "modelled"}
 
 
+BUDGET_COLUMNS = (
+    "experiment", "configuration_id", "intervention", "class", "without_s", "with_s", "without_Wh", "with_Wh",
+    "kind",
+)  # fmt: skip
+"""Columns of interventions_budget.csv."""
+
+
+def budget_table(root: Path, campaign: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """``interventions_budget.csv``: predicted costs by class of work, without and with, of every entry.
+
+    Entries that cannot be predicted are left out, as they are in the predictions.
+    """
+    basis = savings_basis(root, load_campaign(root, campaign).accelerator)
+    found = []
+    for entry in read_entries(root, rows):
+        if _computed(root, basis, entry).saving is None:
+            continue
+        own = (str(entry.row["experiment"]), str(entry.row["configuration_id"]), entry.name)
+        costs = budget(root, basis.calibration, Compared(entry.configuration, entry.baseline_steps))
+        found += [(*own, name, *of_class, "modelled") for name, of_class in costs.items()]
+    return pd.DataFrame(found, columns=list(BUDGET_COLUMNS))
+
+
 # --- token merging ------------------------------------------------------------------------------------------
 
 MERGING = "token-merging"
 """Kind of the intervention."""
+MERGING_SETTINGS = ("method", "mode", "ratio", "stride", "blocks", "match_every", "metric")
 MERGING_COLUMNS = (
-    "model", "height", "width", "num_frames", "intervention", "method", "mode", "ratio", "stride", "blocks",
-    "match_every", "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
+    "experiment", "model", "height", "width", "num_frames", "intervention", *MERGING_SETTINGS,
+    "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
     "measured_latency_ratio_ci95", "throughput_ratio", "videos_per_hour", "predicted_energy_ratio",
     "predicted_latency_ratio", "denoiser_flop_ratio", "relative_l2", "psnr_db",
 )  # fmt: skip
-SETTINGS = ("method", "mode", "ratio", "stride", "blocks", "match_every")
+"""Columns of merging.csv."""
+METHODS_COLUMNS = (
+    "experiment", "model", "height", "width", "num_frames", *MERGING_SETTINGS[1:], "latency_ratio_3d",
+    "latency_ratio_attnbin", "attnbin_over_3d",
+)  # fmt: skip
+"""Columns of merging_methods.csv."""
 
 
 def merging_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of interventions.csv that merge tokens and do nothing else, with their settings.
+    """``merging.csv``: rows of interventions.csv that merge tokens and change nothing else, with settings.
 
     ``throughput_ratio`` is videos an hour, with / without.
     """
     found = []
     for _, row in table.iterrows():
-        settings = (
-            list(json.loads(str(row["settings"])).values())
-            if isinstance(row["settings"], str) and row["settings"]
-            else []
-        )
-        alone = len(settings) == 1 and settings[0]["kind"] == MERGING and "+" not in str(row["intervention"])
-        if alone and row["measured_latency_ratio"] == row["measured_latency_ratio"]:
-            own = {name: _shown(settings[0].get(name)) for name in SETTINGS}
+        settings = _merging_settings(row)
+        if settings and isfinite(row["measured_latency_ratio"]):
             kept = {name: row[name] for name in MERGING_COLUMNS if name in row.index}
-            found.append(kept | own | {"throughput_ratio": 1 / row["measured_latency_ratio"]})
+            found.append(kept | settings | {"throughput_ratio": 1 / row["measured_latency_ratio"]})
     return pd.DataFrame(found, columns=list(MERGING_COLUMNS))
 
 
-def _shown(setting: Any) -> Any:
-    """A list as ``2×3×3``, a missing setting as nothing."""
-    if isinstance(setting, list | tuple):
-        return "×".join(map(str, setting))
-    return "" if setting is None else setting
+def _merging_settings(row: pd.Series) -> dict[str, Any]:
+    """Settings of the one intervention of a row, if it merges tokens; else nothing."""
+    if "+" in str(row["intervention"]) or not isinstance(row["settings"], str) or not row["settings"]:
+        return {}
+    (settings,) = json.loads(row["settings"]).values()
+    if settings["kind"] != MERGING:
+        return {}
+    return {
+        "stride": "×".join(map(str, settings["stride"])),
+        "blocks": _blocks(settings["every"], settings["last_block"]),
+        **{name: settings[name] for name in ("method", "mode", "ratio", "match_every", "metric")},
+    }
+
+
+def _blocks(every: int, last: int | None) -> str:
+    which = "all" if every == 1 else "every second" if every == 2 else f"every {every}th"
+    return which if last is None else f"0–{last}" if every == 1 else f"{which} of 0–{last}"
+
+
+def methods_table(merging: pd.DataFrame) -> pd.DataFrame:
+    """``merging_methods.csv``: settings measured with both methods, and attnbin's latency over 3d's."""
+    alike = list(METHODS_COLUMNS[:-3])
+    three, binned = (merging[merging["method"] == m].set_index(alike) for m in ("3d", "attnbin"))
+    found = [
+        (*key, three.loc[key, "measured_latency_ratio"], binned.loc[key, "measured_latency_ratio"])
+        for key in three.index.intersection(binned.index)
+    ]
+    rows = [(*row, row[-1] / row[-2]) for row in found]
+    return pd.DataFrame(rows, columns=list(METHODS_COLUMNS))

@@ -185,13 +185,15 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class _Scales:
-    """What the classes' times and energies are multiplied by, shape (8,), and FLOP of the denoiser."""
+class Scales:
+    """What the classes' times and energies are multiplied by, in the order of CLASSES, shape (8,)."""
 
     latency: Floats
     energy: Floats
     flop_ratio: float
+    """Matrix products of the denoiser, with / without."""
     attention_rate_sd: float
+    """Standard deviation of the logarithm of attention's rate."""
 
 
 def predict_savings(root: Path, calibration: Calibration, pairs: Sequence[Compared]) -> list[Saving]:
@@ -203,22 +205,7 @@ def predict_savings(root: Path, calibration: Calibration, pairs: Sequence[Compar
     """
     if not pairs:
         return []
-    points = [
-        _point(pair.configuration, steps)
-        for pair in pairs
-        for steps in (pair.configuration.num_inference_steps, pair.baseline_steps)
-    ]
-    work = predict_points(root, calibration, points).work
-    own, baseline = (work.picked(np.arange(first, len(points), 2)) for first in (0, 1))
-    scales = [
-        _scales(
-            root,
-            calibration.accelerator,
-            pair.configuration,
-            *(w.picked(np.array([i])) for w in (own, baseline)),
-        )
-        for i, pair in enumerate(pairs)
-    ]
+    points, scales = _points(pairs), scales_of(root, calibration, pairs)
     by_class = {name: np.array([getattr(scale, name) for scale in scales]) for name in QUANTITIES}
 
     def priced(at: Calibration) -> _Priced:
@@ -240,6 +227,49 @@ def predict_savings(root: Path, calibration: Calibration, pairs: Sequence[Compar
         )
         for index, scale in enumerate(scales)
     ]
+
+
+def scales_of(root: Path, calibration: Calibration, pairs: Sequence[Compared]) -> list[Scales]:
+    """What the costs of each class are multiplied by, for every configuration; raises as predict_savings."""
+    work = predict_points(root, calibration, _points(pairs)).work
+    own, baseline = (work.picked(np.arange(first, 2 * len(pairs), 2)) for first in (0, 1))
+    one = [np.array([index]) for index in range(len(pairs))]
+    accelerator = calibration.accelerator
+    return [
+        _scales(root, accelerator, pair.configuration, own.picked(index), baseline.picked(index))
+        for pair, index in zip(pairs, one, strict=True)
+    ]
+
+
+def _points(pairs: Sequence[Compared]) -> list[Point]:
+    """Of each pair its own number of steps, then the baseline's."""
+    return [
+        _point(pair.configuration, steps)
+        for pair in pairs
+        for steps in (pair.configuration.num_inference_steps, pair.baseline_steps)
+    ]
+
+
+class Budget(NamedTuple):
+    """Seconds and watt-hours of one class of work, without and with; modelled."""
+
+    without_s: float
+    with_s: float
+    without_Wh: float
+    with_Wh: float
+
+
+def budget(root: Path, calibration: Calibration, pair: Compared) -> dict[str, Budget]:
+    """What each class of work costs, by class: where a saving is from, and what is left of it.
+
+    Raises:
+        UserError: as :func:`predict_savings`.
+    """
+    (scale,) = scales_of(root, calibration, [pair])
+    found = predict_points(root, calibration, _points([pair]))
+    seconds, energy = found.class_s, found.class_Wh
+    columns = (seconds[1], seconds[0] * scale.latency, energy[1], energy[0] * scale.energy)
+    return {name: Budget(*map(float, costs)) for name, *costs in zip(CLASSES, *columns, strict=True)}
 
 
 class _Ratio(NamedTuple):
@@ -267,13 +297,13 @@ def _point(configuration: Configuration, steps: int) -> Point:
 
 def _scales(
     root: Path, accelerator: str, configuration: Configuration, own: Features, baseline: Features
-) -> _Scales:
+) -> Scales:
     """Effects of one configuration on the unmodified work of its own number of steps."""
     effect, rate_sd = effect_of(root, accelerator, configuration, own)
     amount, rate, power = map(_by_class, (effect.amount, effect.rate, effect.power))
     time = amount / rate
     left = _denoiser_flop(own, effect) / _denoiser_flop(baseline, Effect())
-    return _Scales(time, time * power, left, rate_sd)
+    return Scales(time, time * power, left, rate_sd)
 
 
 def _by_class(ratios: Mapping[WorkClass, float]) -> Floats:
