@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import exp, hypot, sqrt
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -75,28 +75,24 @@ class Frozen(Strict):
 class KernelRate(Strict):
     """Attention with a forced kernel against that with torch's own choice."""
 
+    kernel: AttentionKernel = Field(description="the kernel that is forced")
+    against: AttentionKernel = Field(description="what torch chooses there by itself")
+    accelerators: tuple[Key, ...] = Field(min_length=1, description="where this holds")
+    heads: Literal["wide", "narrow"] = Field(description="`wide`: of 128 and more; `narrow`: smaller ones")
     rate: Positive = Field(description="FLOP/s with it, divided by those without it")
     rate_sd: float = Field(ge=0, description="standard deviation of the logarithm of `rate`")
     power: Positive = Field(description="mean power while it runs, divided by that without it")
     source: str = Field(min_length=1, description="where the numbers are from: measured, or a constant")
 
 
-class KernelEffect(Strict):
-    """What forcing a kernel does to attention, by size of its heads."""
-
-    against: AttentionKernel = Field(description="what torch chooses there by itself")
-    wide: KernelRate | None = Field(None, description="heads of 128 and more; null: not known")
-    narrow: KernelRate | None = Field(None, description="smaller heads; null: not known")
-
-
 class SavingsFile(Strict):
     """config/savings.yaml."""
 
-    calibrations: dict[Key, Frozen] = Field(
+    calibrations: dict[str, Frozen] = Field(
         description="accelerator: the calibration that savings of its campaigns are predicted from"
     )
-    attention_kernels: dict[Key, dict[AttentionKernel, KernelEffect]] = Field(
-        description="accelerator: kernel: what forcing it in the denoiser does"
+    attention_kernels: tuple[KernelRate, ...] = Field(
+        description="what forcing a kernel in the denoiser does"
     )
 
 
@@ -337,37 +333,40 @@ def effect_of(
     work = Work(model, configuration, features)
     effect, rate_sd = Effect(), 0.0
     if configuration.attention_kernel is not None:
-        known = kernel_rate(root, accelerator, configuration, features)
-        effect = Effect(rate={"attention": known.rate}, power={"attention": known.power})
-        rate_sd = known.rate_sd
+        effect, rate_sd = _kernel_effect(root, accelerator, configuration, features)
     for entry in named(root, configuration.interventions, "interventions"):
         entry.intervention.check(model, configuration)
         effect = effect.then(entry.intervention.effect(work))
     return effect, rate_sd
 
 
-def kernel_rate(root: Path, accelerator: str, configuration: Configuration, work: Features) -> KernelRate:
+def _kernel_effect(
+    root: Path, accelerator: str, configuration: Configuration, work: Features
+) -> tuple[Effect, float]:
     """What config/savings.yaml says of the configuration's attention kernel.
 
     Raises:
         UserError: nothing, for this accelerator or this size of heads.
     """
-    kernels = load_savings(root).attention_kernels.get(accelerator, {})
-    narrow = bool(work.attention_narrow_flop[0] > work.attention_flop[0])
+    heads = "narrow" if work.attention_narrow_flop[0] > work.attention_flop[0] else "wide"
     kernel = configuration.attention_kernel
-    effect = kernels.get(kernel) if kernel else None
-    known = effect and (effect.narrow if narrow else effect.wide)
-    if any(other.against == kernel for other in kernels.values()):
-        known = KernelRate(rate=1, rate_sd=0, power=1, source="it is what torch chooses there by itself")
-    if not known:
-        heads = "heads below 128" if narrow else "heads of 128 and more"
-        raise UserError(
-            f"attention_kernel: what {kernel!r} does to {heads} of {configuration.model} on {accelerator} "
-            "is not known",
-            where=f"{SAVINGS_FILE}, attention_kernels",
-            remedy=f"add it with its source; known there: {', '.join(kernels) or 'none'}",
-        )
-    return known
+    there = [
+        known
+        for known in load_savings(root).attention_kernels
+        if accelerator in known.accelerators and known.heads == heads
+    ]
+    for known in there:
+        if known.against == kernel:
+            return Effect(), 0.0
+        if known.kernel == kernel:
+            effect = Effect(rate={"attention": known.rate}, power={"attention": known.power})
+            return effect, known.rate_sd
+    size = "128 and more" if heads == "wide" else "less than 128"
+    raise UserError(
+        f"attention_kernel: what {kernel!r} does to heads of {size} on {accelerator} is not known",
+        where=f"{SAVINGS_FILE}, attention_kernels",
+        remedy=f"add it with its source; known there: {', '.join(k.kernel for k in there) or 'none'}",
+    )
 
 
 # --- intervals --------------------------------------------------------------------------------------------
