@@ -378,8 +378,8 @@ class Experiment(Strict):
     passes: int | None = Field(None, ge=1, description="times that it is measured; null: the campaign's")
     one_process: bool = Field(
         False,
-        description="true: all passes in one batch, one after the other, on one build of the pipeline: for "
-        "conditions that alternate",
+        description="true: all passes over one model, size and protocol in one batch, one after the other, "
+        "on one build of the pipeline: for conditions that alternate",
     )
     model: Key | None = Field(
         None, description="a file of config/models/; null: each entry of `vary` names its own"
