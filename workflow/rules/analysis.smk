@@ -258,6 +258,49 @@ if STUDY.predicts:
             "{input.notebook} {log.notebook} > {log.console} 2>&1"
 
 
+if STUDY.saves:
+
+    rule interventions:
+        input:
+            notebook="workflow/notebooks/interventions.ipynb",
+            configurations="<aggregated>/configurations.csv",
+            models=STUDY.model_files,
+            catalogue="config/interventions.yaml",
+            presumed=STUDY.savings_files,
+            code=STUDY.sources("analysis", "interventions", "prediction", "work"),
+        output:
+            figures=[
+                f"<figures>/{name}{end}"
+                for name in ("fig7", "fig8")
+                for end in FORMATS
+            ],
+            tables=expand(
+                "<tables>/{name}.csv",
+                name=(
+                    "interventions",
+                    "interventions_budget",
+                    "merging",
+                    "merging_methods",
+                ),
+            ),
+            numbers="<numbers>/interventions.json",
+        log:
+            notebook="logs/notebooks/<campaign>/interventions.ipynb",
+            console="logs/notebooks/<campaign>/interventions.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figures=lambda wildcards, output: Path(output.figures[0]).parent,
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: what interventions save, predicted and measured, in campaign {STUDY.campaign}"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p configurations {input.configurations} -p tables {params.tables} -p figures {params.figures} "
+            "-p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
 # The study's own theory: about its model and the accelerators of config/, whatever the campaign measured.
 rule theory:
     input:

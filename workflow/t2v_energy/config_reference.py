@@ -21,6 +21,7 @@ from t2v_energy.interventions import KINDS, class_of
 from t2v_energy.interventions.base import Intervention
 from t2v_energy.operator_suite import Suite
 from t2v_energy.prediction.presumed import PredictionFile
+from t2v_energy.prediction.savings import SavingsFile
 from t2v_energy.prompts import SLOTS, Vocabulary
 from t2v_energy.study import Study
 
@@ -60,6 +61,11 @@ SECTIONS = (
         "config/prediction.yaml",
         "What the cost model presumes before anything is measured, and which points calibrate table 3b.",
         PredictionFile,
+    ),
+    Section(
+        "config/savings.yaml",
+        "What savings of interventions are predicted from, written down before they are measured.",
+        SavingsFile,
     ),
     Section(
         "config/grids.yaml",
