@@ -2,21 +2,29 @@
 
 Time of a video, with shares of the accelerator's published peak Θ (FLOP/s) and bandwidth B (B/s)::
 
-    t = pace · own · (A / (s_A Θ) · (1 + slope · ln(L / L₀)) · (1 − gain · [128 divides L])
-                      + D / (s_D Θ) + M / (s_M B) + V / (s_V Θ))
-        + values · host + calls · call + video
+    t = max(device work of the denoiser, launches · τ) + max(that of the decoder, launches · τ)
+        + max(that of the text encoders, launches · τ) + values · host + calls · call + video
 
-A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products,
-V: FLOP of the VAE's decoder (shares by number type), M: bytes of element-wise kernels, the decoder's too,
-``own``: paces of single boards and models against the others, where points name several.  Mean power is the
-mean of the classes' own, weighted with their times; energy is its product with time.  The power cap is in the
-classes' powers, which it holds at the board's limit, and in their rates, those of the clocks that it allows.
+    device work = pace · own · (A / (s_A Θ) · (1 + slope · ln(L / L₀)) · (1 − gain · [128 divides L])
+                                + D / (s_D Θ) + e · P / (s_M B) + C / (s_C Θ) + c · Q / (s_M B)
+                                + M / (s_M B) + rows · ρ + G · γ)
 
-Parameters are logarithms (gain and slope are not), presumed normal about config/prediction.yaml, fitted to
-relative errors: maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's
-approximation; for example Bishop, Pattern Recognition and Machine Learning, section 4.4).  What no parameter
-explains is estimated from the residuals, presumed beforehand as an inverse χ² worth a few points; hence
-Student's t.  Few points move what they inform and leave the rest as presumed, its spread in the interval.
+A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products, of
+whose bytes P a part e is not hidden behind arithmetic; C: FLOP of convolutions (shares by number type), whose
+layout is changed before and after them (c times their bytes Q); M: bytes of element-wise kernels; rows of norms
+that are too narrow to be bound by bytes; G: values of group norms for each block that works on them at once;
+``own``: paces of single boards and models against the others, where points name several.  Launches are
+asynchronous, so that the longer of host and device counts; the maximum is smooth (:data:`SHARPNESS`) because
+either may be ahead within a call.  Mean power is the mean of the parts' own, weighted with their times; energy
+is its product with time.  The power cap is in the parts' powers, which it holds at the board's limit, and in
+their rates, those of the clocks that it allows.
+
+Parameters are logarithms (gain and slope are not), presumed normal about config/prediction.yaml, or about what
+single operators took on this accelerator (:mod:`t2v_energy.prediction.rates`), fitted to relative errors:
+maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's approximation; for example
+Bishop, Pattern Recognition and Machine Learning, section 4.4).  What no parameter explains is estimated from
+the residuals, presumed beforehand as an inverse χ² worth a few points; hence Student's t.  Few points move
+what they inform and leave the rest as presumed, its spread in the interval.
 
 Predicting needs numpy alone: no torch, no scipy.
 """
@@ -24,7 +32,7 @@ Predicting needs numpy alone: no torch, no scipy.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import hypot, isfinite, sqrt
@@ -40,6 +48,7 @@ from t2v_energy.errors import UserError
 from t2v_energy.prediction.features import Features, Floats, Point, features
 from t2v_energy.prediction.presumed import Outside, PredictionFile, Presumed, load_presumed
 from t2v_energy.prediction.single_mu import Prediction
+from t2v_energy.work.traffic import BLOCKS
 
 CALIBRATIONS = Path("config") / "calibrations"
 """Shipped calibrations, one an accelerator."""
@@ -50,9 +59,44 @@ MIN_POINTS = 4
 MIN_RANK, RANK_TOLERANCE = 3, 3e-3
 ITERATIONS, ROUNDS = 60, 4
 CLASSES = ("attention", "dense", "text", "traffic", "vae", "host", "call", "video")
-"""Parts of a video's time; the last three are not on the device."""
-ON_DEVICE = 5
-POWER_OF_CLASS = ("attention", "dense", "dense", "traffic", "vae", "wait", "wait", "wait")
+"""Parts of a video's time; the last three are not on the device.  ``dense``: matrix products and a U-Net's
+convolutions, ``traffic``: element-wise kernels and norms, ``call``: what calls of the denoiser take beyond the
+device's work."""
+PARTS: Mapping[str, tuple[str, str]] = {
+    "attention": ("attention", "attention"),
+    "products": ("dense", "dense"),
+    "convolution": ("dense", "convolution"),
+    "traffic": ("traffic", "traffic"),
+    "norm": ("traffic", "traffic"),
+    "group_norm": ("traffic", "traffic"),
+    "group_norm_wait": ("traffic", "launch"),
+    "vae_convolution": ("vae", "convolution"),
+    "vae_traffic": ("vae", "traffic"),
+    "vae_group_norm": ("vae", "traffic"),
+    "vae_group_norm_wait": ("vae", "launch"),
+    "vae_launch": ("vae", "launch"),
+    "text": ("text", "dense"),
+    "text_launch": ("text", "launch"),
+    "launch": ("call", "launch"),
+    "call": ("call", "launch"),
+    "host": ("host", "wait"),
+    "video": ("video", "wait"),
+}
+"""What is reckoned apart: its class, and whose power it draws.  A group norm of few groups lets most of the
+device wait (``_wait``); ``_launch`` is what launching takes beyond the device's work."""
+DENOISER_PARTS = (
+    "attention",
+    "products",
+    "convolution",
+    "traffic",
+    "norm",
+    "group_norm",
+    "group_norm_wait",
+)
+DECODER_PARTS = ("vae_convolution", "vae_traffic", "vae_group_norm", "vae_group_norm_wait")
+TEXT_PARTS = ("text",)
+SHARPNESS = 4.0
+"""Exponent n of the smooth maximum (xⁿ + yⁿ)^(1/n)."""
 STAGE_OF_CLASS = {
     "attention": "denoiser",
     "dense": "denoiser",
@@ -133,83 +177,155 @@ TIME_NAMES = (
     "attention_gain",
     "attention_slope",
     "dense",
+    "exposed",
     "traffic",
-    "vae_float32",
-    "vae_half",
+    "norm_row",
+    "group_norm",
+    "convolution_float32",
+    "convolution_half",
+    "layout",
+    "launch",
     "host",
     "call",
     "video",
 )
 LINEAR = ("attention_gain", "attention_slope")
 """Parameters that are no logarithms: both may be nought or below."""
-POWER_NAMES = ("level", "attention", "dense", "traffic", "vae", "wait")
+POWER_NAMES = ("level", "attention", "dense", "convolution", "traffic", "launch", "wait")
 BOARD, MODEL = "board:", "model:"
 
 
-def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelerator) -> tuple[Floats, Floats]:
-    """Seconds of each class, shape (n, 8), and derivatives of ln t by the parameters, shape (n, p).
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each of :data:`PARTS`, shape (n, parts), and derivatives of ln t by the parameters, (n, p)."""
+
+    part_s: Floats
+    derivatives: Floats
+
+    @property
+    def class_s(self) -> Floats:
+        """Seconds of each of :data:`CLASSES`, shape (n, 8)."""
+        return _by_class(self.part_s)
+
+
+def _by_class(parts: Floats) -> Floats:
+    of = np.array([[cls == own for cls in CLASSES] for own, _ in PARTS.values()], dtype=np.float64)
+    summed: Floats = parts @ of
+    return summed
+
+
+class _Parts:
+    """Adds up parts of a video's time with their derivatives."""
+
+    def __init__(self, theta: Floats, effects: Floats, count: int) -> None:
+        self.value = dict(zip(TIME_NAMES, theta, strict=False))
+        self.effects = effects
+        self.pace = np.exp(self.value["pace"] + effects @ theta[len(TIME_NAMES) :])
+        self.seconds = {name: np.zeros(count) for name in PARTS}
+        self.by = {name: np.zeros((count, len(theta))) for name in PARTS}
+
+    def add(self, part: str, seconds: Floats, powers: Mapping[str, int], *, paced: bool) -> None:
+        """Add ``seconds``, which go with the parameters' exponentials to the power of ``powers``."""
+        if paced:
+            seconds = seconds * self.pace
+            self.by[part][:, 0] += seconds
+            self.by[part][:, len(TIME_NAMES) :] += seconds[:, None] * self.effects
+        self.seconds[part] += seconds
+        for name, power in powers.items():
+            self.by[part][:, TIME_NAMES.index(name)] += power * seconds
+
+    def at_rate(self, part: str, amount: Floats, name: str, limit: float) -> None:
+        """``amount`` at a share ``name`` of ``limit`` a second."""
+        self.add(part, amount / (np.exp(self.value[name]) * limit), {name: -1}, paced=True)
+
+    def exposed(self, part: str, moved: Floats, name: str, bandwidth: float) -> None:
+        """A part (or multiple) ``name`` of bytes ``moved``, at the rate of element-wise kernels."""
+        seconds = np.exp(self.value[name] - self.value["traffic"]) * moved / bandwidth
+        self.add(part, seconds, {name: 1, "traffic": -1}, paced=True)
+
+    def each(self, part: str, count: Floats, name: str, *, paced: bool = False) -> None:
+        """``count`` times the seconds ``name``."""
+        self.add(part, np.exp(self.value[name]) * count, {name: 1}, paced=paced)
+
+    def group_norm(self, part: str, values: Floats, serial: Floats) -> None:
+        """Its time is that of its longest block; what the other blocks wait is told apart."""
+        busy = values / BLOCKS
+        self.each(part, busy, "group_norm", paced=True)
+        self.each(f"{part}_wait", serial - busy, "group_norm", paced=True)
+
+    def launched(self, part: str, kernels: Floats, device: Sequence[str]) -> None:
+        """What launching ``kernels`` takes beyond the time of the parts ``device``."""
+        host = np.exp(self.value["launch"]) * kernels
+        work = np.sum([self.seconds[name] for name in device], axis=0)
+        by_work = np.sum([self.by[name] for name in device], axis=0)
+        longer = np.maximum(np.maximum(host, work), 1e-30)
+        both = longer * ((host / longer) ** SHARPNESS + (work / longer) ** SHARPNESS) ** (1 / SHARPNESS)
+        of_host, of_work = ((x / both) ** (SHARPNESS - 1) for x in (host, work))
+        self.seconds[part] += both - work
+        self.by[part] += (of_work - 1)[:, None] * by_work
+        self.by[part][:, TIME_NAMES.index("launch")] += of_host * host
+
+    def times(self) -> Times:
+        """All parts together."""
+        part_s = np.column_stack([self.seconds[name] for name in PARTS])
+        derivatives: Floats = np.sum([self.by[name] for name in PARTS], axis=0)
+        return Times(part_s, derivatives / part_s.sum(axis=1)[:, None])
+
+
+def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelerator) -> Times:
+    """Times of ``work``.
 
     ``effects``, shape (n, m), says which of the last m parameters (paces of boards, models) each point has.
     """
-    value = dict(zip(TIME_NAMES, theta, strict=False))
     peak = accelerator.peak_bf16_dense_TFLOPs * 1e12
     bandwidth = accelerator.bandwidth_TB_per_s * 1e12
+    parts = _Parts(theta, effects, len(work))
+    _attention(parts, work, peak)
+    parts.at_rate("products", work.dense_flop, "dense", peak)
+    parts.exposed("products", work.product_bytes, "exposed", bandwidth)
+    parts.at_rate("convolution", work.convolution_flop, "convolution_half", peak)
+    parts.exposed("convolution", work.convolution_bytes, "layout", bandwidth)
+    parts.at_rate("traffic", work.traffic_bytes, "traffic", bandwidth)
+    parts.each("norm", work.norm_rows, "norm_row", paced=True)
+    parts.group_norm("group_norm", work.group_norm_values, work.group_norm_serial)
+    parts.at_rate("vae_convolution", work.vae_float32_flop, "convolution_float32", peak)
+    parts.at_rate("vae_convolution", work.vae_half_flop, "convolution_half", peak)
+    parts.exposed("vae_convolution", work.vae_convolution_bytes, "layout", bandwidth)
+    parts.at_rate("vae_traffic", work.vae_traffic_bytes, "traffic", bandwidth)
+    parts.group_norm("vae_group_norm", work.vae_group_norm_values, work.vae_group_norm_serial)
+    parts.at_rate("text", work.text_flop, "dense", peak)
+    parts.launched("launch", work.kernels, DENOISER_PARTS)
+    parts.launched("vae_launch", work.vae_kernels, DECODER_PARTS)
+    parts.launched("text_launch", work.text_kernels, TEXT_PARTS)
+    parts.each("call", work.calls, "call")
+    parts.each("host", work.output_values, "host")
+    parts.each("video", np.ones(len(work)), "video")
+    return parts.times()
+
+
+def _attention(parts: _Parts, work: Features, peak: float) -> None:
+    """QKᵀ and PV: by head size, changing with length, less where the length needs no edge."""
     e_folds = np.log(np.maximum(work.tokens, 1) / REFERENCE_TOKENS)
-    slope = np.maximum(1 + value["attention_slope"] * e_folds, 0.1)
-    gain = min(float(value["attention_gain"]), 0.9)
-    edge = 1 - gain * work.aligned
-    pace = np.exp(value["pace"] + effects @ theta[len(TIME_NAMES) :])
-
-    def at(name: str, amount: Floats, limit: float) -> Floats:
-        seconds: Floats = pace * amount / (np.exp(value[name]) * limit)
-        return seconds
-
-    wide = at("attention", work.attention_flop, peak) * slope * edge
-    narrow = at("attention_narrow", work.attention_narrow_flop, peak) * slope * edge
-    dense, text = at("dense", work.dense_flop, peak), at("dense", work.text_flop, peak)
-    traffic = at("traffic", work.traffic_bytes, bandwidth)
-    float32 = at("vae_float32", work.vae_float32_flop, peak)
-    half = at("vae_half", work.vae_half_flop, peak)
-    decoded = at("traffic", work.vae_traffic_bytes, bandwidth)
-    host, call = np.exp(value["host"]) * work.output_values, np.exp(value["call"]) * work.calls
-    video = np.full(len(work), np.exp(value["video"]))
-    classes = np.column_stack(
-        [wide + narrow, dense, text, traffic, float32 + half + decoded, host, call, video]
-    )
-    total = classes.sum(axis=1)
-    device = classes[:, :ON_DEVICE].sum(axis=1)
-    attention = wide + narrow
-    by_name = {
-        "pace": device,
-        "attention": -wide,
-        "attention_narrow": -narrow,
-        "attention_gain": -attention * work.aligned / edge,
-        "attention_slope": attention * e_folds / slope,
-        "dense": -(dense + text),
-        "traffic": -(traffic + decoded),
-        "vae_float32": -float32,
-        "vae_half": -half,
-        "host": host,
-        "call": call,
-        "video": video,
-    }
-    columns = [by_name[name] for name in TIME_NAMES]
-    derivatives = np.hstack([np.column_stack(columns), device[:, None] * effects])
-    return classes, derivatives / total[:, None]
+    slope = np.maximum(1 + parts.value["attention_slope"] * e_folds, 0.1)
+    edge = 1 - min(float(parts.value["attention_gain"]), 0.9) * work.aligned
+    parts.at_rate("attention", work.attention_flop * slope * edge, "attention", peak)
+    parts.at_rate("attention", work.attention_narrow_flop * slope * edge, "attention_narrow", peak)
+    seconds, by = parts.seconds["attention"], parts.by["attention"]
+    by[:, TIME_NAMES.index("attention_gain")] = -seconds * work.aligned / edge
+    by[:, TIME_NAMES.index("attention_slope")] = seconds * e_folds / slope
 
 
-def _powers(theta: Floats, class_s: Floats, accelerator: Accelerator) -> tuple[Floats, Floats]:
-    """Watts of each class, shape (n, 8), and derivatives of ln(mean power), shape (n, p)."""
+def _powers(theta: Floats, part_s: Floats, accelerator: Accelerator) -> tuple[Floats, Floats]:
+    """Watts of each part, shape (n, parts), and derivatives of ln(mean power), shape (n, p)."""
     value = dict(zip(POWER_NAMES, theta, strict=True))
-    watts = accelerator.board_power_W * np.exp(
-        value["level"] + np.array([value[name] for name in POWER_OF_CLASS])
-    )
-    energy = class_s * watts
-    part = energy / energy.sum(axis=1, keepdims=True)
-    columns = [np.ones(len(class_s))]
+    drawn = [power for _, power in PARTS.values()]
+    watts = accelerator.board_power_W * np.exp(value["level"] + np.array([value[name] for name in drawn]))
+    energy = part_s * watts
+    share = energy / energy.sum(axis=1, keepdims=True)
+    columns = [np.ones(len(part_s))]
     for name in POWER_NAMES[1:]:
-        columns.append(part[:, [cls == name for cls in POWER_OF_CLASS]].sum(axis=1))
-    return np.broadcast_to(watts, class_s.shape), np.column_stack(columns)
+        columns.append(share[:, [power == name for power in drawn]].sum(axis=1))
+    return np.broadcast_to(watts, part_s.shape), np.column_stack(columns)
 
 
 def _effects(points: Sequence[Point], names: Sequence[str]) -> Floats:
@@ -280,8 +396,8 @@ def calibrate(
     effects = _effects(points, names)
     _check_rank(work, presumed, limits, where)
     time = _fit_time(work, seconds, names, effects, presumed, limits)
-    class_s, _ = _times(np.array(time.mean), effects, work, limits)
-    power = _fit_power(class_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
+    part_s = _times(np.array(time.mean), effects, work, limits).part_s
+    power = _fit_power(part_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
     return Calibration(
         accelerator=accelerator,
         points=len(points),
@@ -345,8 +461,8 @@ def _fit_time(
     mean, spread = np.concatenate([mean, np.zeros(len(spreads))]), np.concatenate([spread, spreads])
 
     def forward(theta: Floats) -> tuple[Floats, Floats]:
-        classes, derivatives = _times(theta, effects, work, limits)
-        return np.log(classes.sum(axis=1)), derivatives
+        times = _times(theta, effects, work, limits)
+        return np.log(times.part_s.sum(axis=1)), times.derivatives
 
     names = [*TIME_NAMES, *effect_names]
     misfit = presumed.misfit.time
@@ -357,12 +473,12 @@ def _fit_time(
     return _fitted(names, forward, np.log(seconds), mean, spread, misfit, presumed.misfit.weight)
 
 
-def _fit_power(class_s: Floats, mean_W: Floats, presumed: PredictionFile, limits: Accelerator) -> Parameters:
+def _fit_power(part_s: Floats, mean_W: Floats, presumed: PredictionFile, limits: Accelerator) -> Parameters:
     mean, spread = _prior(POWER_NAMES, presumed.power)
-    share = class_s / class_s.sum(axis=1, keepdims=True)
+    share = part_s / part_s.sum(axis=1, keepdims=True)
 
     def forward(theta: Floats) -> tuple[Floats, Floats]:
-        watts, derivatives = _powers(theta, class_s, limits)
+        watts, derivatives = _powers(theta, part_s, limits)
         return np.log((share * watts).sum(axis=1)), derivatives
 
     return _fitted(
@@ -461,7 +577,7 @@ def _check_units(
     points: Sequence[Point], work: Features, seconds: Floats, energy: Floats, limits: Accelerator, where: str
 ) -> None:
     """Raise where a value is not positive, or where time and energy cannot be those of this board."""
-    flop = work.attention_flop + work.attention_narrow_flop + work.dense_flop
+    flop = work.attention_flop + work.attention_narrow_flop + work.dense_flop + work.convolution_flop
     for index, point in enumerate(points):
         at = f"{where}, point {index + 1} ({label(point)})"
         for name, value in (("latency_s", seconds[index]), ("gpu_energy_Wh", energy[index])):
@@ -491,7 +607,7 @@ def _check_units(
 def _check_rank(work: Features, presumed: PredictionFile, limits: Accelerator, where: str) -> None:
     """Raise where the points cannot tell attention, other work that grows with steps, and the rest apart."""
     mean, _ = _prior(TIME_NAMES, presumed.time)
-    classes, _ = _times(mean, np.empty((len(work), 0)), work, limits)
+    classes = _times(mean, np.empty((len(work), 0)), work, limits).class_s
     parts = np.column_stack(
         [classes[:, 0], classes[:, [1, 3, 6]].sum(axis=1), classes[:, [2, 4, 5, 7]].sum(axis=1)]
     )
@@ -528,9 +644,10 @@ def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]
     limits = load_accelerator(root, calibration.accelerator)
     work = features(root, points)
     effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
-    class_s, by_time = _times(np.array(calibration.time.mean), effects, work, limits)
-    watts, by_power = _powers(np.array(calibration.power.mean), class_s, limits)
-    class_Wh = class_s * watts / SECONDS_PER_HOUR
+    times = _times(np.array(calibration.time.mean), effects, work, limits)
+    by_time, class_s = times.derivatives, times.class_s
+    watts, by_power = _powers(np.array(calibration.power.mean), times.part_s, limits)
+    class_Wh = _by_class(times.part_s * watts) / SECONDS_PER_HOUR
     latency_s, energy_Wh = class_s.sum(axis=1), class_Wh.sum(axis=1)
     outside, notes = _outside(root, calibration, points, work)
     time_sd = np.sqrt(_variance(calibration.time, by_time) + outside**2)

@@ -33,10 +33,20 @@ class PresumedTime(Strict):
         description="relative change of attention's time for each e-fold of its length"
     )
     dense: Presumed = Field(description="share of the bf16 peak of all other matrix products")
+    exposed: Presumed = Field(
+        description="part of the bytes of matrix products that arithmetic does not hide, at the rate of `traffic`"
+    )
     traffic: Presumed = Field(description="share of the bandwidth of element-wise kernels and norms")
-    vae_float32: Presumed = Field(description="share of the bf16 peak of VAE decoders in float32")
-    vae_half: Presumed = Field(description="the same of decoders in bfloat16 or float16")
-    host: Presumed = Field(description="[s] for each value of the finished video, on the host")
+    norm_row: Presumed = Field(description="[s] for each row of a norm that is too narrow to be bound by bytes")
+    group_norm: Presumed = Field(description="[s] for each value of a group norm in one block")
+    convolution_float32: Presumed = Field(description="share of the bf16 peak of convolutions in float32")
+    convolution_half: Presumed = Field(description="the same of those in bfloat16 or float16")
+    layout: Presumed = Field(
+        description="how often the bytes of convolutions move besides, to change their layout, at the rate of "
+        "`traffic`"
+    )
+    launch: Presumed = Field(description="[s] of the host for each kernel that it launches")
+    host: Presumed = Field(description="[s] for each value of the decoded video, on the host")
     call: Presumed = Field(description="[s] for each call of the denoiser, whatever its size")
     video: Presumed = Field(description="[s] for each video")
     board: Presumed = Field(description="pace of one board against others of its model")
@@ -48,8 +58,9 @@ class PresumedPower(Strict):
     level: Presumed = Field(description="factor of all classes together")
     attention: Presumed = Field(description="share of `board_power_W` while attention runs")
     dense: Presumed = Field(description="while matrix products run")
-    traffic: Presumed = Field(description="while element-wise kernels run")
-    vae: Presumed = Field(description="while the VAE decodes")
+    convolution: Presumed = Field(description="while convolutions run")
+    traffic: Presumed = Field(description="while element-wise kernels and norms run")
+    launch: Presumed = Field(description="while the device waits for launches, or most of it for a few blocks")
     wait: Presumed = Field(description="while the host works")
 
 
