@@ -60,8 +60,8 @@ class Features:
         kernels: launched by the denoiser.
         text_flop, text_kernels: matrix products of the text encoders, and kernels.
         vae_float32_flop, vae_half_flop: the VAE's decoder, by its number type.
-        vae_convolution_bytes, vae_traffic_bytes, vae_group_norm_values, vae_group_norm_serial, vae_kernels: of
-            the decoder, as above.
+        vae_convolution_bytes, vae_traffic_bytes, vae_group_norm_values, vae_group_norm_serial,
+            vae_kernels: of the decoder, as above.
         output_values: values of the decoded video.
         calls: calls of the denoiser.
         height, width, num_frames, num_inference_steps: as run; frames rounded as the pipeline does.

@@ -8,8 +8,9 @@ from typing import Any
 from t2v_energy.config import load_accelerator, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.grids import load_grids
-from t2v_energy.prediction.calibrated import CLASSES, STAGE_OF_CLASS, Calibration, predict_points
+from t2v_energy.prediction.calibrated import STAGE_OF_CLASS, Calibration, predict_points
 from t2v_energy.prediction.features import Point
+from t2v_energy.prediction.forward import CLASSES
 from t2v_energy.prediction.single_mu import predict
 
 DEFAULT_GRID = "world"
