@@ -1,12 +1,12 @@
 """The calibrated cost model (predictor ``calibrated``): work by class of operator at fitted rates.
 
-:mod:`t2v_energy.prediction.forward` has the formula.  Parameters are logarithms (gain and slope are not),
+:mod:`t2v_energy.prediction.forward` has the formula. Parameters are logarithms (gain and slope are not),
 presumed normal about config/prediction.yaml, or about what single operators took on this accelerator
-(:mod:`t2v_energy.prediction.rates`), fitted to relative errors: maximum a posteriori by Gauss-Newton, covariance
-from the curvature there (Laplace's approximation; for example Bishop, Pattern Recognition and Machine Learning,
-section 4.4).  What no parameter explains is estimated from the residuals, presumed beforehand as an inverse χ²
-worth a few points; hence Student's t.  Few points move what they inform and leave the rest as presumed, its
-spread in the interval.
+(:mod:`t2v_energy.prediction.rates`), fitted to relative errors: maximum a posteriori by Gauss-Newton,
+covariance from the curvature there (Laplace's approximation; for example Bishop, Pattern Recognition and
+Machine Learning, section 4.4). What no parameter explains is estimated from the residuals, presumed
+beforehand as an inverse χ² worth a few points; hence Student's t. Few points move what they inform and leave
+the rest as presumed, its spread in the interval.
 
 Predicting needs numpy alone: no torch, no scipy.
 """
@@ -26,23 +26,33 @@ from numpy.typing import NDArray
 from t2v_energy.config import Accelerator, Configuration, Strict, load_accelerator, parse
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.features import Features, Floats, Point, features
-from t2v_energy.prediction.forward import (
-    LINEAR,
-    by_class,
-    powers,
-    times,
-)
-from t2v_energy.prediction.forward import (
-    POWER_NAMES as POWER_NAMES,
-)
-from t2v_energy.prediction.forward import (
-    TIME_NAMES as TIME_NAMES,
-)
+from t2v_energy.prediction.forward import CLASSES, LINEAR, POWER_NAMES, TIME_NAMES, by_class, powers, times
 from t2v_energy.prediction.mapfit import Parameters, fitted, student90
 from t2v_energy.prediction.presumed import Outside, PredictionFile, load_presumed, prior
 from t2v_energy.prediction.rates import presumed_of
 from t2v_energy.prediction.single_mu import Prediction
 
+__all__ = [
+    "BOARD",
+    "CLASSES",
+    "MODEL",
+    "POWER_NAMES",
+    "TIME_NAMES",
+    "Calibration",
+    "Parameters",
+    "Predictions",
+    "Quantity",
+    "calibrate",
+    "calibration_of",
+    "part_times",
+    "picked_by_work",
+    "predict_points",
+    "presumed_calibration",
+    "read_calibration",
+    "refined",
+    "shipped_calibration",
+    "to_json",
+]
 CALIBRATIONS = Path("config") / "calibrations"
 """Shipped calibrations, one an accelerator."""
 SECONDS_PER_HOUR = 3600.0
@@ -363,6 +373,17 @@ def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]
         work=work,
         notes=notes,
     )
+
+
+def part_times(root: Path, calibration: Calibration, points: Sequence[Point]) -> Floats:
+    """Seconds of each of :data:`t2v_energy.prediction.forward.PARTS` of every point, shape (n, parts).
+
+    Raises:
+        UserError: as :func:`predict_points`.
+    """
+    limits = load_accelerator(root, calibration.accelerator)
+    effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
+    return times(np.array(calibration.time.mean), effects, features(root, points), limits).part_s
 
 
 def _variance(fitted: Parameters, derivatives: Floats) -> Floats:

@@ -12,12 +12,12 @@ Time of a video, with shares of the accelerator's published peak Θ (FLOP/s) and
 A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products,
 of whose bytes P a part e is not hidden behind arithmetic; C: FLOP of convolutions (shares by number type),
 whose layout is changed before and after them (c times their bytes Q); M: bytes of element-wise kernels; rows
-of norms that are too narrow to be bound by bytes; G: values of group norms for each block that works on them at once;
-``own``: paces of single boards and models against the others, where points name several.  Launches are
-asynchronous, so that the longer of host and device counts; the maximum is smooth (:data:`SHARPNESS`) because
-either may be ahead within a call.  Mean power is the mean of the parts' own, weighted with their times;
-energy is its product with time.  The power cap is in the parts' powers, which it holds at the board's limit, and in
-their rates, those of the clocks that it allows.
+of norms that are too narrow to be bound by bytes; G: values of group norms for each block that works on them
+at once; ``own``: paces of single boards and models against the others, where points name several. Launches
+are asynchronous, so that the longer of host and device counts; the maximum is smooth (:data:`SHARPNESS`)
+because either may be ahead within a call. Mean power is the mean of the parts' own, weighted with their
+times; energy is its product with time. The power cap is in the parts' powers, which it holds at the board's
+limit, and in their rates, those of the clocks that it allows.
 """
 
 from __future__ import annotations

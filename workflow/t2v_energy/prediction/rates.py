@@ -1,8 +1,8 @@
 """Rates and powers of single operators on an accelerator (experiment ``operators``), for the cost model.
 
 :func:`fit` makes them from the table of operators (:mod:`t2v_energy.analysis.operator_rates`): every case is
-work of one class, and the cost model's own parameters are fitted to their times.  The file that ships for an
-accelerator, ``config/rates/<accelerator>.json``, is what :func:`fit` made of the shipped records.  Where there
+work of one class, and the cost model's own parameters are fitted to their times. The file that ships for an
+accelerator, ``config/rates/<accelerator>.json``, is what :func:`fit` made of the shipped records. Where there
 is one, it takes the place of what is presumed of any accelerator.
 """
 

@@ -21,13 +21,13 @@ COUNTS = (
     "kernels",
 )
 """What is counted of a call: bytes of element-wise kernels and norms, of matrix products and of convolutions;
-rows of norms that are too narrow to be bound by what they move (:data:`NARROW_BYTES`); values that group norms
-read, and the same over the blocks that can work on them at once (:data:`BLOCKS`); kernels launched."""
+rows of norms that are too narrow to be bound by what they move (:data:`NARROW_BYTES`); values that group
+norms read, and the same over the blocks that can work on them at once (:data:`BLOCKS`); kernels launched."""
 NARROW_BYTES = 4096
-"""A norm gives each row to a block of its own.  Rows that move less than so many bytes take it as long as those
-that do: counted is the missing part."""
+"""A norm gives each row to a block of its own.  Rows that move less than so many bytes take it as long as
+those that do: counted is the missing part."""
 BLOCKS = 132
-"""Multiprocessors of an H100 or H200.  A group norm gives each group of each sample to one block: 32 of a
+"""Multiprocessors of an H100 or H200.  A group norm gives each group of each sample to one block: the 32 of a
 single sample leave most of them idle."""
 Latent = tuple[int, int, int]
 
