@@ -142,7 +142,8 @@ class Fp8(Quantised):
             raise self.refused(f"{target.device} has no float8 products", "measure it on a GPU")
         if torch.cuda.get_device_capability() < (8, 9):
             raise self.refused(
-                f"{torch.cuda.get_device_name()} has no float8 products", "use a GPU of compute capability 8.9"
+                f"{torch.cuda.get_device_name()} has no float8 products",
+                "use a GPU of compute capability 8.9",
             )
 
 

@@ -67,7 +67,9 @@ def _tokens(model: ModelFile, configuration: Configuration) -> int:
     """Length that self-attention sees: text beside video where they attend jointly."""
     from t2v_energy.work.architectures import latents
 
-    frames, rows, columns = latents(model, configuration.height, configuration.width, configuration.num_frames)[0]
+    frames, rows, columns = latents(
+        model, configuration.height, configuration.width, configuration.num_frames
+    )[0]
     config = model.components[model.denoiser_part].config
     patch = config["patch_size"]
     time, *sides = patch if isinstance(patch, (list, tuple)) else (1, patch, patch)

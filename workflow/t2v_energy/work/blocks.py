@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2v_energy.work.architectures import latents
 from t2v_energy.work.denoisers import Latent, denoiser
-from t2v_energy.work.traffic import denoiser_bytes, denoiser_kernels, has_traffic
+from t2v_energy.work.traffic import denoiser_traffic, has_traffic
 
 if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
@@ -48,12 +48,12 @@ def whole_call(model: ModelFile, configuration: Configuration) -> Part:
     """One call of the denoiser."""
     latent = _latent(model, configuration)
     call = denoiser(model).call(model, latent, None)
-    traced = has_traffic(model.key)
+    traced = denoiser_traffic(model.key, latent) if has_traffic(model.key) else {"bytes": 0.0, "kernels": 0.0}
     return Part(
         call.attention_flop,
         sum(call.flop.values()) - call.attention_flop,
-        denoiser_bytes(model.key, latent) if traced else 0.0,
-        denoiser_kernels(model.key) if traced else 0.0,
+        traced["bytes"],
+        traced["kernels"],
     )
 
 
