@@ -166,7 +166,5 @@ def _slope_numbers(row: pd.Series, prefix: str, source: Source) -> dict[str, Num
     predicted = Source(source.file, source.row, "work_percent_per_token")
     return {
         f"{prefix}_slope": Number(slope, "%", "measured", source, ends, digits),
-        f"{prefix}_slope_low": Number(ends[0], "%", "measured", source, digits=digits),
-        f"{prefix}_slope_high": Number(ends[1], "%", "measured", source, digits=digits),
         f"{prefix}_slope_of_work": Number(work, "%", "modelled", predicted, digits=decimals(work, 1)),
     }
