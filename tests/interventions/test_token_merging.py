@@ -16,7 +16,13 @@ from t2v_energy.config import Configuration, ModelFile, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import applied, catalogue, named
 from t2v_energy.interventions.base import Target, Work
-from t2v_energy.interventions.token_merging import Shape, TokenMerging, merge_bytes, token_grid
+from t2v_energy.interventions.token_merging import (
+    Shape,
+    TokenMerging,
+    merge_bytes,
+    text_tokens,
+    token_grid,
+)
 from t2v_energy.prediction.features import Point, features
 
 torch = pytest.importorskip("torch")
@@ -109,7 +115,7 @@ def random(*shape: int, seed: int = 0) -> Any:
 @every_grid
 @every_stride
 def test_each_cell_has_one_destination(grid: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
-    sizes = merging(stride=stride).sizes(grid)
+    sizes = merging(stride=stride).sizes(grid, 0)
     draw = random(3, sizes.destinations).sigmoid()
     found = token_matching.cell_destinations(grid, stride, draw).tolist()
     places = [np.unravel_index(token, grid) for token in found]
@@ -119,7 +125,7 @@ def test_each_cell_has_one_destination(grid: tuple[int, int, int], stride: tuple
 
 def test_every_token_of_a_cell_can_be_drawn_and_no_other() -> None:
     grid, stride = (3, 4, 5), (2, 3, 3)
-    cells = merging(stride=stride).sizes(grid).destinations
+    cells = merging(stride=stride).sizes(grid, 0).destinations
     draws = torch.cartesian_prod(*[torch.tensor([0.0, 0.2, 0.4, 0.6, 0.9, 1 - 2**-24])] * 3)
     found = {
         token
@@ -146,7 +152,7 @@ def test_the_projects_grid_at_its_length() -> None:
     # 45 frames of 480 x 720 on CogVideoX-2b: its own counts are 16200 tokens and r of the sources
     grid = token_grid(load_model(ROOT, "cogvideox-2b"), 480, 720, 45)
     assert grid == (12, 30, 45)
-    found = {(s, r): merging(stride=s, ratio=r).sizes(grid) for s in STRIDES for r in (0.3, 0.5)}
+    found = {(s, r): merging(stride=s, ratio=r).sizes(grid, 0) for s in STRIDES for r in (0.3, 0.5)}
     assert {key: tuple(sizes) for key, sizes in found.items()} == {
         ((1, 3, 3), 0.3): (16200, 1800, 4320),
         ((1, 3, 3), 0.5): (16200, 1800, 7200),
@@ -155,6 +161,19 @@ def test_the_projects_grid_at_its_length() -> None:
         ((4, 6, 9), 0.3): (16200, 75, 4837),
         ((4, 6, 9), 0.5): (16200, 75, 8062),
     }
+
+
+@every_method
+@pytest.mark.parametrize("text", [0, 226])
+def test_the_merged_length_can_be_aligned(method: str, text: int) -> None:
+    grid, free, aligned = (12, 30, 45), merging(method=method), merging(method=method, align=128)
+    merged = aligned.sizes(grid, text).merged
+    assert (prod(grid) - merged + text) % 128 == 0
+    assert 0 <= merged - free.sizes(grid, text).merged < 128
+    # nothing is merged for the length's sake alone, nor a destination
+    assert merging(ratio=0.0, align=128).sizes(grid, text).merged == 0
+    every = merging(method=method, ratio=1.0, align=128).sizes(grid, text)
+    assert every.merged == every.tokens - every.destinations
 
 
 # --- matching -------------------------------------------------------------------------------------------
@@ -215,7 +234,7 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(method: str, monkeypatch:
     grid, stride, limit = (8, 30, 20), (1, 3, 3), 40_000
     monkeypatch.setattr(token_matching, "SCORES", limit)
     settings = merging(stride=stride, method=method)
-    sizes, metric = settings.sizes(grid), random(1, prod(grid), 8)
+    sizes, metric = settings.sizes(grid, 0), random(1, prod(grid), 8)
     with largest_tensor() as most:
         draw = torch.rand(3, sizes.destinations)
         if method == "3d":
@@ -230,7 +249,7 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(method: str, monkeypatch:
     monkeypatch.setattr(token_matching, "SCORES", 2**24)
     with largest_tensor() as most:
         token_matching.match(metric, destinations, sizes.merged)
-    assert most[0] == sizes.tokens * sizes.destinations
+    assert most[0] == sizes.tokens * ceil(sizes.destinations / 8) * 8
 
 
 # --- merging --------------------------------------------------------------------------------------------
@@ -370,7 +389,7 @@ def test_attention_is_that_of_a_slow_reference(
             video, words = attn(hidden, None, None, shaped), None
         else:
             video, words = attn(hidden, text, image_rotary_emb=tables)
-        sizes = settings.sizes(grid)
+        sizes = settings.sizes(grid, 0)
         draw = processor._draws(
             0, 1, (3, sizes.destinations) if method == "3d" else (sizes.destinations,), hidden.device
         )
@@ -447,7 +466,7 @@ def test_any_number_of_frames_and_any_side(key: str, size: tuple[int, int, int],
     at = target(key, num_frames=frames, height=height, width=width, num_inference_steps=1)
     settings = merging(stride=(4, 6, 9), method=method)
     settings.check(at.model, at.configuration)
-    sizes = settings.sizes(token_grid(at.model, height, width, frames))
+    sizes = settings.sizes(token_grid(at.model, height, width, frames), text_tokens(at.model))
     with changed(settings, at) as evidence:
         assert np.isfinite(video(at)).all()
     calls = at.model.passes_per_step * 2  # two blocks
@@ -536,7 +555,11 @@ def counted_flop(at: Target) -> int:
 @every_mode
 @pytest.mark.parametrize(
     ("method", "other"),
-    [("3d", {}), ("attnbin", {"every": 2}), ("3d", {"match_every": 2, "metric": "head-mean"})],
+    [
+        ("3d", {}),
+        ("attnbin", {"every": 2, "align": 16}),
+        ("3d", {"match_every": 2, "metric": "head-mean"}),
+    ],
     ids=str,
 )
 def test_flop_are_exactly_those_that_are_counted(
@@ -569,7 +592,7 @@ def test_nothing_merged_is_no_change_of_work(key: str) -> None:
 
 @contextmanager
 def bytes_moved() -> Iterator[list[int]]:
-    """Bytes of floating-point values that operators read and write; of gathers and scatters, of the moved rows.
+    """Bytes of floating-point values that operators read and write; of gathers, those of the rows moved.
 
     Matrix products count none, but their results are read by what comes next.
     """
@@ -586,7 +609,7 @@ def bytes_moved() -> Iterator[list[int]]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             name = func.overloadpacket.__name__
-            if func.is_view or name in ("mm", "empty", "detach", "_unsafe_view"):
+            if func.is_view or name in ("mm", "empty", "new_empty", "detach", "_unsafe_view"):
                 return result
             if name == "index_select":
                 moved[0] += 2 * size(result)
@@ -611,7 +634,7 @@ def bytes_moved() -> Iterator[list[int]]:
 def test_bytes_of_matching_and_merging_are_those_of_the_operators(metric: str, dtype: Any) -> None:
     grid, heads, width, b = (4, 12, 12), 4, 256, dtype.itemsize
     settings = merging(metric=metric)
-    sizes = settings.sizes(grid)
+    sizes = settings.sizes(grid, 0)
     shape = Shape(width, width // heads, 0, 1, False, 1, b)
     values = random(1, sizes.tokens, width).to(dtype)
     cells = token_matching.cell_destinations(grid, settings.stride, torch.rand(3, sizes.destinations))[None]
@@ -654,7 +677,7 @@ def test_bytes_of_the_models_own_attention_are_those_of_a_trace(key: str) -> Non
         return traffic_trace.counted(lambda: attn(hidden, words, image_rotary_emb=positions)).bytes
 
     each = (moved(3000) - moved(1000)) / 2000
-    # The trace also counts what a stored tensor held before, tables, and a copy that a GPU kernel's result spares.
+    # The trace also counts what a stored tensor held before, tables, and a copy that a GPU's result spares.
     assert 0.65 * each < attention_bytes(shape) < each
 
 
@@ -794,6 +817,7 @@ def name_of(settings: TokenMerging) -> str:
         blocks,
         *([f"k{settings.match_every}"] if settings.match_every > 1 else []),
         *(["hm"] if settings.metric == "head-mean" else []),
+        *([f"a{settings.align}"] if settings.align > 1 else []),
     ]
     return "-".join(parts)
 

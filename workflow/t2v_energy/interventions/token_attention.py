@@ -114,6 +114,7 @@ class Merging:
         self.settings, self.block, self.original, self.generation = settings, block, original, generation
         self._counts, self._draws = counts, Draws(settings.seed)
         self._matched: dict[int, tuple[int, int, Merge]] = {}
+        self._sizes = settings.sizes(generation.grid, 0)
 
     @property
     def _attention_backend(self) -> Any:  # diffusers' set_attention_backend looks for it, and sets it
@@ -123,9 +124,13 @@ class Merging:
     def _attention_backend(self, backend: Any) -> None:
         self.original._attention_backend = backend
 
-    def merges(self, attention_mask: Tensor | None) -> bool:
-        """Whether tokens of a video of this size are merged; a mask of single tokens would no longer fit."""
-        some = self.settings.sizes(self.generation.grid).merged > 0
+    def merges(self, text: int, attention_mask: Tensor | None) -> bool:
+        """Whether tokens of a video of this size are merged; a mask of single tokens would no longer fit.
+
+        ``text``: tokens that attention sees beside them.
+        """
+        self._sizes = self.settings.sizes(self.generation.grid, text)
+        some = self._sizes.merged > 0
         if some and attention_mask is not None:
             raise self.settings.refused(
                 "attention has a mask", "use a pipeline whose self-attention has none"
@@ -160,7 +165,7 @@ class Merging:
     def _match(self, hidden: Tensor, merged: Tensor | None, heads: int) -> Merge:
         settings, now = self.settings, self.generation
         batch = hidden.shape[0]
-        sizes = settings.sizes(now.grid)
+        sizes = self._sizes
         if hidden.shape[1] != sizes.tokens:
             raise RuntimeError(
                 f"attention sees {hidden.shape[1]} video tokens, the latent has {sizes.tokens}"
@@ -195,7 +200,7 @@ class WanMerging(Merging):
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
         """As diffusers' WanAttnProcessor; (B, L, d) to (B, L, d)."""
-        if not self.merges(attention_mask):
+        if not self.merges(0, attention_mask):
             found: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
             )
@@ -240,7 +245,7 @@ class CogVideoXMerging(Merging):
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As diffusers' CogVideoXAttnProcessor2_0: video (B, L, d) and text (B, m, d), both back."""
-        if not self.merges(attention_mask):
+        if not self.merges(encoder_hidden_states.shape[1], attention_mask):
             found: tuple[Tensor, Tensor] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
