@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -360,16 +361,14 @@ def slow_attention(  # one sample, everything materialised, in loops
     return torch.stack([video_out[row[token]] for token in range(tokens)]), text_out
 
 
+VARIANTS = [{"mode": mode} | other for mode in MODES for other in ({}, {"metric": "head-mean"})]
+
+
 @every_model
-@every_mode
 @every_method
-@pytest.mark.parametrize("other", [{}, {"metric": "head-mean"}, {"size_bias": True}], ids=str)
-def test_attention_is_that_of_a_slow_reference(
-    key: str, mode: str, method: str, other: dict[str, Any]
-) -> None:
-    if mode != "kv" and "size_bias" in other:
-        pytest.skip("has no use for it")
-    settings = merging(mode=mode, method=method, **other)
+@pytest.mark.parametrize("variant", [*VARIANTS, {"mode": "kv", "size_bias": True}], ids=str)
+def test_attention_is_that_of_a_slow_reference(key: str, method: str, variant: dict[str, Any]) -> None:
+    settings = merging(method=method, **variant)
     at, grid, wan = target(key), (3, 4, 5), key == "tiny-wan"
     tokens, batch = prod(grid), 1 if wan else 2
     attn = getattr(at.denoiser, token_attention.BLOCKS[at.model.architecture])[1].attn1
@@ -416,10 +415,7 @@ def test_attention_is_that_of_a_slow_reference(
         }
 
 
-@every_model
-def test_rotation_is_the_models_own(key: str) -> None:
-    if key == "tiny-cogvideox":
-        pytest.skip("has none")
+def test_rotation_is_diffusers_own() -> None:
     from diffusers.models.embeddings import apply_rotary_emb
 
     angles = random(30, 4).repeat_interleave(2, -1)
@@ -427,6 +423,36 @@ def test_rotation_is_the_models_own(key: str) -> None:
     expected = apply_rotary_emb(values.transpose(1, 2), (angles.cos(), angles.sin())).transpose(1, 2)
     tables = (table[None, :, None] for table in (angles.cos(), angles.sin()))
     assert torch.equal(token_attention.rotated(values, *tables), expected)
+
+
+@every_model
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_half_precision_stays_half_and_near(key: str, variant: dict[str, Any]) -> None:
+    settings, at, grid = merging(match_every=2, **variant), target(key), (3, 4, 5)
+    attn = getattr(at.denoiser, token_attention.BLOCKS[at.model.architecture])[0].attn1
+    tokens, width, wan = prod(grid), attn.to_q.in_features, key == "tiny-wan"
+    hidden, text = random(2, tokens, width), random(2, 6, width, seed=1)
+    angles = random(tokens, width // attn.heads // 2, seed=2).repeat_interleave(2, -1)
+    tables = (angles.cos(), angles.sin())
+
+    def attend(module: Any, dtype: Any) -> tuple[Any, ...]:
+        if wan:
+            shaped = tuple(table[None, :, None] for table in tables)
+            return (module(hidden.to(dtype), None, None, shaped),)
+        rotary = tables if key.endswith("rotary") else None
+        return tuple(module(hidden.to(dtype), text.to(dtype), image_rotary_emb=rotary))
+
+    with changed(settings, at), torch.no_grad():
+        attn.processor.generation.grid = grid
+        whole = attend(attn, torch.float32)
+        copied = copy.deepcopy(attn).to(torch.bfloat16)
+        half = attend(copied, torch.bfloat16)  # by the same matching, which serves two steps
+        copied.processor._matched.clear()
+        again = attend(copied, torch.bfloat16)  # by its own
+    for one, other, own in zip(half, whole, again, strict=True):
+        assert one.dtype == own.dtype == torch.bfloat16
+        assert (one.float() - other).norm() < 0.02 * other.norm()
+        assert (own.float() - other).norm() < 0.5 * other.norm()
 
 
 # --- whole generations ----------------------------------------------------------------------------------
@@ -551,7 +577,7 @@ def counted_flop(at: Target) -> int:
     return total
 
 
-@pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox"])
+@every_model
 @every_mode
 @pytest.mark.parametrize(
     ("method", "other"),
