@@ -29,6 +29,7 @@ from t2v_energy.prediction.features import Point, features
 torch = pytest.importorskip("torch")
 
 from t2v_energy.interventions import token_attention, token_matching  # noqa: E402
+from t2v_energy.interventions.block_stack import blocks_of  # noqa: E402
 
 ROOT = tiny.ROOT
 GRIDS = ((12, 30, 45), (4, 4, 4), (1, 7, 5), (13, 5, 11), (3, 1, 2))
@@ -371,7 +372,7 @@ def test_attention_is_that_of_a_slow_reference(key: str, method: str, variant: d
     settings = merging(method=method, **variant)
     at, grid, wan = target(key), (3, 4, 5), key == "tiny-wan"
     tokens, batch = prod(grid), 1 if wan else 2
-    attn = getattr(at.denoiser, token_attention.BLOCKS[at.model.architecture])[1].attn1
+    attn = blocks_of(at.denoiser)[1].attn1
     hidden, text = (
         random(batch, tokens, attn.to_q.in_features),
         random(batch, 6, attn.to_q.in_features, seed=1),
@@ -429,7 +430,7 @@ def test_rotation_is_diffusers_own() -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_half_precision_stays_half_and_near(key: str, variant: dict[str, Any]) -> None:
     settings, at, grid = merging(match_every=2, **variant), target(key), (3, 4, 5)
-    attn = getattr(at.denoiser, token_attention.BLOCKS[at.model.architecture])[0].attn1
+    attn = blocks_of(at.denoiser)[0].attn1
     tokens, width, wan = prod(grid), attn.to_q.in_features, key == "tiny-wan"
     hidden, text = random(2, tokens, width), random(2, 6, width, seed=1)
     angles = random(tokens, width // attn.heads // 2, seed=2).repeat_interleave(2, -1)
@@ -523,8 +524,8 @@ def test_a_matching_is_of_its_branch_alone() -> None:
     with changed(merging(match_every=2), at):
         video(at)
         matched = at.denoiser.blocks[0].attn1.processor._matched
-    assert set(matched) == {0, 1}
-    assert matched[0][2] is not matched[1][2]
+    assert set(matched) == {"cond", "uncond"}
+    assert matched["cond"][2] is not matched["uncond"][2]
 
 
 def test_blocks_are_chosen() -> None:
@@ -689,7 +690,7 @@ def test_bytes_of_the_models_own_attention_are_those_of_a_trace(key: str) -> Non
     model = load_model(ROOT, key)
     shape, text = _shape(model), 0 if key.startswith("wan") else 8
     denoiser = traffic_trace._cast(trace.build_on_meta(model.components["transformer"]), torch.bfloat16)
-    attn = getattr(denoiser, token_attention.BLOCKS[model.architecture])[0].attn1
+    attn = blocks_of(denoiser)[0].attn1
 
     def moved(tokens: int) -> float:
         like = {"device": "meta", "dtype": torch.bfloat16}
@@ -805,7 +806,6 @@ def test_the_attention_backend_can_still_be_set() -> None:
 
 
 def test_guidance_that_stops_leaves_the_matchings_of_their_branch() -> None:
-    """The scheduler's steps are counted, not the denoiser's calls."""
     at = target("tiny-wan", num_inference_steps=4)
     without = Target(at.pipeline, at.model, at.configuration.model_copy(update={"guidance_scale": 1.0}))
     with changed(merging(match_every=2), at) as evidence:
@@ -815,6 +815,37 @@ def test_guidance_that_stops_leaves_the_matchings_of_their_branch() -> None:
         "blocks_merged": 8,
         "matchings_made": 4,
     }
+
+
+@pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox"])
+@pytest.mark.parametrize("first", ["token-merging", "magcache"])
+def test_it_works_with_blocks_that_are_skipped(key: str, first: str) -> None:
+    from t2v_energy.interventions.taylorseer import TaylorSeer
+
+    at = target(key, num_inference_steps=6)
+    pair = [merging(match_every=2), TaylorSeer(interval=2, order=1, first_steps=1)]
+    before = video(at)
+    changes = [each.apply(at) for each in (pair if first == "token-merging" else pair[::-1])]
+    both = video(at)
+    found = {name: value for change in changes for name, value in change.evidence().items()}
+    for change in reversed(changes):
+        change.undo()
+    assert 0 < found["blocks_merged"] < 6 * 2 * at.model.passes_per_step
+    assert not np.array_equal(both, before)
+    assert np.array_equal(video(at), before)
+
+
+def test_compiled_blocks_break_their_graphs_for_it() -> None:
+    from t2v_energy.interventions.compiled import Compile, _is_plain
+
+    at = target("tiny-wan")
+    blocks = blocks_of(at.denoiser)
+    with changed(merging(every=2), at):
+        assert [_is_plain(block) for block in blocks] == [False, True]
+    assert all(map(_is_plain, blocks))
+    with changed(Compile(), at), pytest.raises(UserError, match="compiled already") as caught:  # type: ignore[arg-type]
+        merging().apply(at)
+    assert caught.value.remedy == "list it before the compilation"
 
 
 def test_needs_no_torch_before_it_is_applied() -> None:
