@@ -126,12 +126,16 @@ def _call_bytes(model: ModelFile, latent: tuple[int, int, int], tokens: float) -
 def _is_plain(block: Any) -> bool:
     """Whether nothing else has changed the block, so that it compiles as one graph.
 
-    Hooks, another ``forward`` and weights that are no plain tensors may need Python between two graphs.
+    Hooks, another ``forward``, weights that are no plain tensors and a processor of attention that says so
+    (``eager``) may need Python between two graphs.
     """
     import torch
 
     return not any(
-        module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or "forward" in vars(module)
+        or getattr(getattr(module, "processor", None), "eager", False)
         for module in block.modules()
     ) and all(type(parameter.data) is torch.Tensor for parameter in block.parameters())
 

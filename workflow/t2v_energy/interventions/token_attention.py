@@ -7,8 +7,8 @@ diffusers' processors do not let one do, so they project and attend themselves.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from t2v_energy.interventions.base import Change, Target
+from t2v_energy.interventions.block_stack import blocks_of
+from t2v_energy.interventions.clock import Clock
 from t2v_energy.interventions.token_matching import (
     Merge,
     bin_destinations,
@@ -29,61 +31,30 @@ if TYPE_CHECKING:
     from t2v_energy.interventions.token_merging import Grid, TokenMerging
 
 Rotary = tuple[Tensor, Tensor]
-BLOCKS = {"wan": "blocks", "cogvideox": "transformer_blocks"}
 OWN_ATTENTION = ("WanAttnProcessor", "CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
 """Processors whose attention modes kv and q take over."""
 
 
 class Generation:
-    """Where a generation is: step, branch of guidance, and the grid of video tokens.
+    """Where a generation is: its number, step, branch of guidance, and the grid of video tokens."""
 
-    Steps are counted by the scheduler's, so that calls that other interventions save or guidance leaves out
-    do not matter; a new schedule begins a new generation, also after one that was cut.
-    """
-
-    def __init__(self, grid_of: Callable[[Tensor], Grid], passes: int) -> None:
-        self.number = self.step = 0
+    def __init__(self, target: Target, grid_of: Callable[[Tensor], Grid]) -> None:
+        self.number = 0
         self.grid: Grid = (0, 0, 0)
-        self._calls, self._grid_of, self._passes = 0, grid_of, passes
+        self._grid_of = grid_of
+        self.clock = Clock(target, begun=self._begun)
+        self._hook = target.denoiser.register_forward_pre_hook(self._called, with_kwargs=True)
 
-    @property
-    def branch(self) -> int:
-        """Which of a step's calls of the denoiser this is."""
-        return (self._calls - 1) % self._passes
-
-    def follow(self, scheduler: Any, denoiser: Any) -> list[Callable[[], None]]:
-        """Begin to watch both; returns what ends it."""
-        hook = denoiser.register_forward_pre_hook(self._called, with_kwargs=True)
-        return [
-            hook.remove,
-            _before(scheduler, "set_timesteps", self._begun),
-            _before(scheduler, "step", self._stepped),
-        ]
+    def stop(self) -> None:
+        """Follow no more."""
+        self._hook.remove()
+        self.clock.stop()
 
     def _begun(self) -> None:
         self.number += 1
-        self.step = self._calls = 0
-
-    def _stepped(self) -> None:
-        self.step += 1
-        self._calls = 0
 
     def _called(self, _module: Any, args: Any, kwargs: Any) -> None:
-        self._calls += 1
         self.grid = self._grid_of(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-
-
-def _before(owner: Any, name: str, act: Callable[[], None]) -> Callable[[], None]:
-    """Call ``act`` before each call of a method of ``owner``; returns what undoes it."""
-    own, original = name in vars(owner), getattr(owner, name)
-
-    @functools.wraps(original)  # pipelines look at its signature
-    def method(*args: Any, **kwargs: Any) -> Any:
-        act()
-        return original(*args, **kwargs)
-
-    setattr(owner, name, method)
-    return (lambda: setattr(owner, name, original)) if own else (lambda: delattr(owner, name))
 
 
 class Draws:
@@ -103,6 +74,9 @@ class Draws:
 class Merging:
     """What the processors of both architectures share: one block's merging."""
 
+    eager = True
+    """It counts steps and keeps matchings, which no compiled graph can hold: the compiler breaks there."""
+
     def __init__(
         self,
         settings: TokenMerging,
@@ -113,7 +87,8 @@ class Merging:
     ) -> None:
         self.settings, self.block, self.original, self.generation = settings, block, original, generation
         self._counts, self._draws = counts, Draws(settings.seed)
-        self._matched: dict[int, tuple[int, int, Merge]] = {}
+        self._matched: dict[str, tuple[int, int, Merge]] = {}
+        self._sizes = settings.sizes(generation.grid, 0)
 
     @property
     def _attention_backend(self) -> Any:  # diffusers' set_attention_backend looks for it, and sets it
@@ -123,9 +98,13 @@ class Merging:
     def _attention_backend(self, backend: Any) -> None:
         self.original._attention_backend = backend
 
-    def merges(self, attention_mask: Tensor | None) -> bool:
-        """Whether tokens of a video of this size are merged; a mask of single tokens would no longer fit."""
-        some = self.settings.sizes(self.generation.grid).merged > 0
+    def merges(self, text: int, attention_mask: Tensor | None) -> bool:
+        """Whether tokens of a video of this size are merged; a mask of single tokens would no longer fit.
+
+        ``text``: tokens that attention sees beside them.
+        """
+        self._sizes = self.settings.sizes(self.generation.grid, text)
+        some = self._sizes.merged > 0
         if some and attention_mask is not None:
             raise self.settings.refused(
                 "attention has a mask", "use a pipeline whose self-attention has none"
@@ -145,22 +124,22 @@ class Merging:
             self._counts["matchings_made"] += 1
             if self.settings.match_every > 1:
                 now = self.generation
-                self._matched[now.branch] = (now.number, now.step, merge)
+                self._matched[now.clock.branch] = (now.number, now.clock.step, merge)
         self._counts["blocks_merged"] += 1
         self._counts["tokens_merged"] += merge.batch * merge.merged
         return merge
 
     def _earlier(self, hidden: Tensor) -> Merge | None:
         now = self.generation
-        number, step, merge = self._matched.get(now.branch, (-1, 0, None))
-        serves = number == now.number and now.step - step < self.settings.match_every
+        number, step, merge = self._matched.get(now.clock.branch, (-1, 0, None))
+        serves = number == now.number and now.clock.step - step < self.settings.match_every
         same = merge is not None and (merge.batch, merge.tokens) == hidden.shape[:2]
         return merge if serves and same else None
 
     def _match(self, hidden: Tensor, merged: Tensor | None, heads: int) -> Merge:
         settings, now = self.settings, self.generation
         batch = hidden.shape[0]
-        sizes = settings.sizes(now.grid)
+        sizes = self._sizes
         if hidden.shape[1] != sizes.tokens:
             raise RuntimeError(
                 f"attention sees {hidden.shape[1]} video tokens, the latent has {sizes.tokens}"
@@ -171,7 +150,7 @@ class Merging:
         norms = row_norms(metric)
 
         def draw(*shape: int) -> Tensor:
-            return self._draws(now.step, self.block, shape, hidden.device)
+            return self._draws(now.clock.step, self.block, shape, hidden.device)
 
         if settings.method == "3d":
             cells = cell_destinations(now.grid, settings.stride, draw(3, sizes.destinations))
@@ -185,7 +164,7 @@ class Merging:
 class WanMerging(Merging):
     """Self-attention of a block of Wan."""
 
-    @torch.compiler.disable  # counts steps and keeps matchings: no graph can hold that
+    @torch.compiler.disable
     def __call__(
         self,
         attn: Any,
@@ -195,7 +174,7 @@ class WanMerging(Merging):
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
         """As diffusers' WanAttnProcessor; (B, L, d) to (B, L, d)."""
-        if not self.merges(attention_mask):
+        if not self.merges(0, attention_mask):
             found: Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
             )
@@ -240,7 +219,7 @@ class CogVideoXMerging(Merging):
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As diffusers' CogVideoXAttnProcessor2_0: video (B, L, d) and text (B, m, d), both back."""
-        if not self.merges(attention_mask):
+        if not self.merges(encoder_hidden_states.shape[1], attention_mask):
             found: tuple[Tensor, Tensor] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -361,8 +340,10 @@ def _grid_of(architecture: str, config: Any) -> Callable[[Tensor], Grid]:
 def install(settings: TokenMerging, target: Target) -> Change:
     """Put the processors in; see :meth:`TokenMerging.apply`."""
     denoiser, architecture = target.denoiser, target.model.architecture
-    blocks = getattr(denoiser, BLOCKS[architecture])
+    blocks = blocks_of(denoiser)
     chosen = {index: blocks[index].attn1 for index in settings.blocks(len(blocks))}
+    if any("_compiled_call_impl" in vars(block) for block in blocks):
+        raise settings.refused("the blocks are compiled already", "list it before the compilation")
     for attention in chosen.values():
         name = type(attention.processor).__name__
         if isinstance(attention.processor, Merging):
@@ -373,15 +354,11 @@ def install(settings: TokenMerging, target: Target) -> Change:
                 "use mode hidden, or list this intervention alone",
             )
     counts = {"tokens_merged": 0.0, "blocks_merged": 0.0, "matchings_made": 0.0}
-    generation = Generation(_grid_of(architecture, denoiser.config), target.model.passes_per_step)
-    ends = generation.follow(target.pipeline.scheduler, denoiser)
+    generation = Generation(target, _grid_of(architecture, denoiser.config))
+    undo = ExitStack()
+    undo.callback(generation.stop)
     for index, attention in chosen.items():
         original = attention.processor
         attention.set_processor(PROCESSORS[architecture](settings, index, original, generation, counts))
-        ends.append(functools.partial(attention.set_processor, original))
-
-    def undo() -> None:
-        for end in reversed(ends):
-            end()
-
-    return Change(undo, lambda: counts)
+        undo.callback(attention.set_processor, original)
+    return Change(undo.close, lambda: counts)

@@ -17,6 +17,8 @@ SCORES = 2**24
 so that the search for the largest does not wait for the memory."""
 ROW_MULTIPLE = 128
 """Rows of scores that are computed at once divide by it, as the tiles of matrix products do."""
+COLUMN_MULTIPLE = 8
+"""Values of a row of scores, in memory, divide by it: 16 bytes of bfloat16."""
 
 
 class Merge:
@@ -58,7 +60,7 @@ class Merge:
         self._share = counts.reciprocal().reshape(-1, 1)
 
     def merge(self, values: Tensor) -> Tensor:
-        """Destinations' means with what is merged into them, other tokens as they are: (B, L, d) to (B, L - r, d).
+        """Means of destinations and what is merged into them, and other tokens: (B, L, d) to (B, L - r, d).
 
         Sums are in float32; on a GPU their order, and so their last bit, may differ from call to call.
         """
@@ -118,12 +120,16 @@ def nearest(metric: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
     chosen = chosen.div_(norms.clamp_min_(1e-12)).to(metric.dtype).view(batch, count, width)
     best = torch.empty((batch, tokens), dtype=torch.long, device=metric.device)
     score = torch.empty((batch, tokens), dtype=metric.dtype, device=metric.device)
-    rows = _rows_at_once(tokens, max(1, SCORES // count))
+    # Rows that begin at multiples of 16 bytes: fast products ask for that, and any count may come.
+    columns = ceil(count / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    rows = _rows_at_once(tokens, max(1, SCORES // columns))
+    held = metric.new_empty(rows, columns)[:, :count]
     for sample in range(batch):
         across = chosen[sample].T
         for start in range(0, tokens, rows):
-            part = slice(start, start + rows)
-            torch.max(metric[sample, part] @ across, dim=1, out=(score[sample, part], best[sample, part]))
+            part = slice(start, min(start + rows, tokens))
+            products = torch.mm(metric[sample, part], across, out=held[: part.stop - start])
+            torch.max(products, dim=1, out=(score[sample, part], best[sample, part]))
     return score, best
 
 
@@ -131,7 +137,7 @@ def _rows_at_once(tokens: int, most: int) -> int:
     """Even parts of at most ``most`` rows, rounded up to tiles where that fits."""
     even = ceil(tokens / ceil(tokens / most))
     tiled = ceil(even / ROW_MULTIPLE) * ROW_MULTIPLE
-    return tiled if tiled <= most else even
+    return min(tiled, tokens) if tiled <= most else even
 
 
 def row_norms(values: Tensor) -> Tensor:
@@ -142,7 +148,10 @@ def row_norms(values: Tensor) -> Tensor:
 def cell_destinations(grid: tuple[int, int, int], stride: tuple[int, int, int], draw: Tensor) -> Tensor:
     """One token of each cell of ``stride`` of the ``grid``.
 
-    Cells at the end of an axis are cut off there.  ``draw``: numbers from [0, 1), shape (3, cells).  Returns tokens of shape (cells,), in the cells' order.
+    Cells at the end of an axis are cut off there.  ``draw``: numbers from [0, 1), shape (3, cells).
+
+    Returns:
+        Tokens of shape (cells,), in the cells' order.
     """
     begin, extent, weight = _cells(grid, stride, draw.device)
     return begin.add((draw * extent).long()).mul_(weight).sum(0)

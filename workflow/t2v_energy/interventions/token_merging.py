@@ -88,6 +88,12 @@ class TokenMerging(Intervention):
     )
     ratio: float = Field(ge=0, le=1, description="share of the sources that is merged: r = ⌊ratio · n_src⌋")
     stride: tuple[Stride, Stride, Stride] = Field(description="frames, rows and columns of a cell")
+    align: int = Field(
+        1,
+        ge=1,
+        description="merge a few tokens more, so that the merged length, text included, divides by it: "
+        "attention is faster where 128 does",
+    )
     every: int = Field(1, ge=1, description="merge in every n-th block, from the first on")
     last_block: int | None = Field(
         None, ge=0, description="last block that may merge; null: the model's last"
@@ -104,14 +110,20 @@ class TokenMerging(Intervention):
     )
     seed: int = Field(0, ge=0, description="of the draw of destinations")
 
-    def sizes(self, grid: Grid) -> Sizes:
-        """How many tokens of a video of ``grid`` are destinations, and how many are merged."""
+    def sizes(self, grid: Grid, text: int) -> Sizes:
+        """How many tokens of a video of ``grid`` are destinations, and how many are merged.
+
+        ``text``: tokens that attention sees beside them.
+        """
         tokens = prod(grid)
         if self.method == "3d":
             found = prod(ceil(size / step) for size, step in zip(grid, self.stride, strict=True))
         else:
             found = ceil(tokens / prod(self.stride))
-        return Sizes(tokens, found, int(self.ratio * (tokens - found)))
+        sources = tokens - found
+        merged = int(self.ratio * sources)
+        aligned = merged + (tokens - merged + text) % self.align
+        return Sizes(tokens, found, aligned if merged and aligned <= sources else merged)
 
     def blocks(self, layers: int) -> range:
         """Indices of the blocks that merge, of a model of ``layers`` blocks."""
@@ -126,7 +138,8 @@ class TokenMerging(Intervention):
                 f"size_bias: mode {self.mode} has no use for it", "set `mode: kv`, or leave it out"
             )
         c = configuration
-        if not self.sizes(token_grid(model, c.height, c.width, c.num_frames)).merged:
+        grid = token_grid(model, c.height, c.width, c.num_frames)
+        if not self.sizes(grid, text_tokens(model)).merged:
             raise self.refused(
                 f"{c.height}x{c.width}, {c.num_frames} frames: no token would be merged",
                 "use a larger ratio, stride or size",
@@ -152,8 +165,8 @@ class TokenMerging(Intervention):
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """Attention, dense products (with those of the matching) and traffic, with / without."""
         model, c, features = work.model, work.configuration, work.features
-        sizes = self.sizes(token_grid(model, c.height, c.width, c.num_frames))
         shape = _shape(model)
+        sizes = self.sizes(token_grid(model, c.height, c.width, c.num_frames), shape.text)
         calls = model.passes_per_step * c.num_inference_steps
         matchings = model.passes_per_step * ceil(c.num_inference_steps / self.match_every)
         added = {
@@ -251,6 +264,11 @@ def token_grid(model: ModelFile, height: int, width: int, num_frames: int) -> Gr
     return frames // deep, rows // down, columns // across
 
 
+def text_tokens(model: ModelFile) -> int:
+    """Text tokens that self-attention sees beside the video's."""
+    return model.tokenizer.max_length if model.architecture == "cogvideox" else 0
+
+
 def _shape(model: ModelFile) -> Shape:
     part = model.components["transformer"]
     form = FORMS[model.architecture]
@@ -258,7 +276,7 @@ def _shape(model: ModelFile) -> Shape:
     return Shape(
         width=form.width(part.config),
         head=complete["attention_head_dim"],
-        text=model.tokenizer.max_length if joint else 0,
+        text=text_tokens(model),
         layers=complete["num_layers"],
         rotary=not joint or bool(part.config.get("use_rotary_positional_embeddings")),
         batch=model.batch_per_pass,
