@@ -21,6 +21,7 @@ from t2v_energy.analysis import (
     cost,
     efficiency,
     instruments,
+    interventions,
     kernels,
     models,
     models_checks,
@@ -28,6 +29,7 @@ from t2v_energy.analysis import (
     operator_rates,
     operators,
     prediction,
+    prompts,
     scaling,
     settling,
     stages,
@@ -83,9 +85,16 @@ MODEL_TABLES = {
     "memory": models_checks.MEMORY_COLUMNS,
     "signs": models_checks.SIGNS_COLUMNS,
     "operators": operators.COLUMNS,
+    "prompts": prompts.COLUMNS,
 }
 """The same of those that only a campaign with experiment ``cross-model`` has."""
 NEIGHBOUR_TABLES = {"neighbour": neighbour.COLUMNS}
+INTERVENTION_TABLES = {
+    "interventions": interventions.COLUMNS,
+    "interventions_budget": interventions.BUDGET_COLUMNS,
+    "merging": interventions.MERGING_COLUMNS,
+    "merging_methods": interventions.METHODS_COLUMNS,
+}
 """The same of those that only a campaign with experiment ``neighbour`` has."""
 DOCUMENTS = sorted(
     path
@@ -231,7 +240,7 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
     record = ROOT / "results/raw/h200/resolution/wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json"
     parquet, csv = tmp_path / "m.parquet", tmp_path / "c.csv"
     aggregate({"resolution": [record]}, parquet, csv, ROOT)
-    every = TABLES | MODEL_TABLES | NEIGHBOUR_TABLES
+    every = TABLES | MODEL_TABLES | NEIGHBOUR_TABLES | INTERVENTION_TABLES
     built = {
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
@@ -255,7 +264,9 @@ def test_every_table_that_is_built_is_described(clone: Clone) -> None:
     }
     has_models = CROSS_MODEL in load_campaign(ROOT, "h200").experiments
     has_neighbour = neighbour.EXPERIMENT in load_campaign(ROOT, "h200").experiments
+    changed = set(interventions.EXPERIMENTS) & set(load_campaign(ROOT, "h200").experiments)
     wanted = {**TABLES, **(MODEL_TABLES if has_models else {}), **(NEIGHBOUR_TABLES if has_neighbour else {})}
+    wanted |= INTERVENTION_TABLES if changed else {}
     assert built == set(wanted)
 
 

@@ -100,6 +100,24 @@ class TestBatches:
         only = make_plan(root, tiny.settings(root), ["again"])
         assert only.batches == plan.batches[1:]
 
+    def test_conditions_that_alternate_share_a_process_with_their_size_and_protocol(
+        self, tmp_path: Path
+    ) -> None:
+        small, large = {"height": 32, "width": 32}, {"height": 48, "width": 48}
+        tiled = {"interventions": ["vae-tiling"]}
+        vary = [small, large, small | tiled, large | tiled, small | {"protocol": "full"}]
+        experiments = tiny.resolution(vary=vary, one_process=True, passes=2)
+        plan = planned(tmp_path, experiments=experiments)
+        shared = [
+            ([(i.configuration.height, i.protocol) for i in batch.items], [i.pass_index for i in batch.items])
+            for batch in plan.batches
+        ]
+        assert shared == [
+            ([(32, "full")] * 2, [1, 2]),
+            ([(32, "sampled")] * 4, [1, 1, 2, 2]),
+            ([(48, "sampled")] * 4, [1, 1, 2, 2]),
+        ]
+
     def test_names_are_a_function_of_the_records(self, tmp_path: Path) -> None:
         one = planned(tmp_path / "a")
         # another seed: another order, the same records; another title, other protocols

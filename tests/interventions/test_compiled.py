@@ -62,9 +62,7 @@ def seen() -> Iterator[Seen]:
     with in_force(subject, VaeBfloat16()):
         vae = frames(subject)
     spans = recorder.spans
-    calls = [
-        spans.end_s[i] - spans.start_s[i] for i, stage in enumerate(spans.stage) if stage == "denoiser"
-    ]
+    calls = [spans.end_s[i] - spans.start_s[i] for i, stage in enumerate(spans.stage) if stage == "denoiser"]
     yield Seen(
         before, compiled, after, both, vae, evidence, run.kernels, list(run.windows.kind),
         calls[0], evidence["compile"]["compile_s"], (held, attributes(denoiser)),

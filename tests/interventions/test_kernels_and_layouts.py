@@ -69,7 +69,10 @@ def test_it_changes_something_and_is_undone(
 def test_before_any_generation_it_has_changed_nothing(
     intervention: Intervention, key: str, size: dict[str, Any], lossless: bool
 ) -> None:
-    with in_force(target(key, **size), intervention) as found, pytest.raises(UserError, match="changed nothing"):
+    with (
+        in_force(target(key, **size), intervention) as found,
+        pytest.raises(UserError, match="changed nothing"),
+    ):
         found.check()
 
 
@@ -120,7 +123,8 @@ class TestVaeChannelsLast:
                 once = found.evidence()
                 subject.pipeline.vae.decode(latents)
             convolutions = sum(
-                isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) for m in subject.pipeline.vae.decoder.modules()
+                isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))
+                for m in subject.pipeline.vae.decoder.modules()
             )
             assert found.evidence() == once
             assert 0 < once["vae-channels-last"]["channels_last_convolutions"] <= convolutions

@@ -18,15 +18,23 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
 from t2v_energy.errors import UserError
+from t2v_energy.interventions import InterventionError
 from t2v_energy.measurement import runner
 from t2v_energy.measurement.gpus import choose_gpu
 from t2v_energy.measurement.progress import Progress
-from t2v_energy.measurement.record import Process, Record, read_record, record_paths, to_json
+from t2v_energy.measurement.record import (
+    Process,
+    Record,
+    read_record,
+    record_paths,
+    to_json,
+    write_atomically,
+)
 from t2v_energy.measurement.runner import Session, measure_batch
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering import fake_nvml
@@ -683,3 +691,69 @@ class TestMeteredBesideAGpu:
             session.progress.begin(session.plan.batches[0], list(session.plan.batches[0].items))
             with pytest.raises(UserError, match="the GPU was lost"):
                 session.measure(session.plan.items("resolution")[0])
+
+
+class TestInterventions:
+    """Three configurations in one process: plain, with a VAE that tiles, and with another kernel."""
+
+    WIDE: ClassVar[dict[str, int]] = {"height": 32, "width": 272}
+    VARY: ClassVar[list[dict[str, Any]]] = [
+        WIDE,
+        WIDE | {"interventions": ["vae-tiling"]},
+        WIDE | {"attention_kernel": "math"},
+    ]
+
+    PROTOCOLS: ClassVar[dict[str, Any]] = tiny.CAMPAIGN["protocols"] | {
+        "fidelity": True,
+        "sampled": tiny.SAMPLED | {"min_steps": 2},  # as many for all, however fast
+    }
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def found(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+        root = cls.root(tmp_path_factory.mktemp("interventions") / "root", cls.VARY)
+        with tiny.own_devices_and_locks(root):
+            measure(root)
+        read = [read_record(path) for path in record_paths(raw_folder(root, "tiny", "resolution"))]
+        return {r.file_name.removeprefix("tiny-wan_").split("__", 1)[1]: r for r in read}
+
+    @classmethod
+    def root(cls, folder: Path, vary: list[dict[str, Any]]) -> Path:
+        experiments = tiny.resolution(vary=vary, one_process=True)
+        return tiny.make_root(folder, protocols=cls.PROTOCOLS, experiments=experiments)
+
+    def test_what_changes_nothing_is_told_and_the_rest_is_measured(self, tmp_path: Path) -> None:
+        one_tile, log = {"height": 32, "width": 32}, io.StringIO()
+        root = self.root(tmp_path / "root", [one_tile | {"interventions": ["vae-tiling"]}, one_tile])
+        with pytest.raises(InterventionError, match="vae-tiling changed nothing"):
+            measure(root, log)
+        assert set(records(root)) == {"32x32"}
+        assert "tiny-wan_32x32_5f_2s__vae-tiling__sampled_r1.json was not measured" in log.getvalue()
+
+    def test_the_record_says_what_was_in_force_and_what_it_did(self, found: dict[str, Record]) -> None:
+        (entry,) = found["vae-tiling__sampled_r1.json"].interventions
+        assert (entry.name, entry.kind) == ("vae-tiling", "vae-tiling")
+        assert entry.evidence == {"tiled_decodes": 3}  # a warm-up and two generations
+        assert found["sampled_r1.json"].interventions == []
+
+    def test_what_was_changed_is_compared_with_what_was_not(self, found: dict[str, Record]) -> None:
+        assert found["sampled_r1.json"].fidelity is None
+        tiled = found["vae-tiling__sampled_r1.json"].fidelity
+        assert tiled is not None
+        assert (tiled.steps, tiled.relative_l2) == (2, 0)  # the denoiser is the same
+        assert tiled.psnr_db is not None
+        assert 30 < tiled.psnr_db < 70
+        kernel = found["math__sampled_r1.json"].fidelity
+        assert kernel is not None
+        assert kernel.relative_l2 < 1e-4
+
+    def test_records_of_other_settings_are_not_taken_for_these(
+        self, found: dict[str, Record], tmp_path: Path
+    ) -> None:
+        root = self.root(tmp_path / "root", [self.VARY[1]])
+        record = found["vae-tiling__sampled_r1.json"]
+        entry = record.interventions[0].model_copy(update={"settings": {"size": 3}})
+        changed = record.model_copy(update={"interventions": [entry]})
+        write_atomically(raw_folder(root, "tiny", "resolution") / changed.file_name, to_json(changed))
+        with pytest.raises(UserError, match="other settings of interventions than configured now"):
+            measure(root)

@@ -19,6 +19,7 @@ RECORDS = {
     "steps": 4,
     "validation": 2,
     "kernels": 6,
+    "interventions": 4,
     "cross-model": 6,
 }  # no frames: as sizes
 BATCHES = dict.fromkeys(RECORDS, 1) | {"cross-model": RECORDS["cross-model"]}  # a batch is of one model
@@ -33,14 +34,17 @@ FIGURES = (
     "codecarbon",
     "settling",
     "kernels",
+    "fig7",
+    "fig8",
 )
 TABLES = (
     "table1", "table3", "table5", "table6", "table7", "table7b", "scaling", "regime_fits", "regimes",
     "doubling", "efficiency", "power", "steps", "stages", "stages_once", "codecarbon", "cost", "cost_carbon",
     "validation", "validation_steps", "validation_drift", "settling", "kernels", "kernels_fit",
-    "table2", "table4", "broader", "components", "memory", "signs", "operators",
+    "table2", "table4", "broader", "components", "memory", "signs", "operators", "prompts", "interventions",
+    "interventions_budget", "merging", "merging_methods",
 )  # fmt: skip
-NUMBERS = ("sweeps", "scaling", "breakdown", "comparison", "models", "theory")
+NUMBERS = ("sweeps", "scaling", "breakdown", "comparison", "models", "interventions", "theory")
 
 
 @pytest.fixture
@@ -96,12 +100,17 @@ def test_every_table_has_rows_of_what_was_measured(built_smoke: Built) -> None:
     """Stage 4 is live: no notebook ends well only because it found nothing to do."""
     clone = built_smoke.clone
     needs_a_gpu = {"power", "settling", "memory"}
-    for name in set(TABLES) - needs_a_gpu:
+    not_measured = {"merging", "merging_methods"}
+    for name in set(TABLES) - needs_a_gpu - not_measured:
         assert _rows(clone, f"results/tables/smoke/{name}.csv"), name
     sets = {row["set"] for row in _rows(clone, "results/tables/smoke/table3.csv")}
     assert sets == {"resolution", "steps"}
     kernels = _rows(clone, "results/tables/smoke/kernels.csv")
     assert {(row["default_kernel"], row["flash_kernel"]) for row in kernels} == {("math", "flash-cpu")}
+    changed = _rows(clone, "results/tables/smoke/interventions.csv")
+    assert [row["intervention"] for row in changed] == ["fewer-steps", "attention-math", "vae-tiling"]
+    assert all(float(row["measured_latency_ratio"]) > 0 for row in changed)
+    assert all(row["relative_l2"] for row in changed[1:])
     (compared,) = [
         row for row in _rows(clone, "results/tables/smoke/validation.csv") if row["quantity"] == "latency_s"
     ]

@@ -14,13 +14,14 @@ passes lie apart is a column of its own, ``_pass_spread_percent``.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from math import hypot, isfinite, nan, sqrt
+from math import hypot, inf, isfinite, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ from t2v_energy.measurement.composition import (
     composed_latency_s,
     estimate,
     generations,
-    step_sem_percent,
+    step_scatter_percent,
     step_weights,
     unspanned_percent,
 )
-from t2v_energy.measurement.record import Record, read_record, write_atomically
+from t2v_energy.measurement.record import InterventionRecord, Record, read_record, write_atomically
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering.attribution import energies_J
 from t2v_energy.metering.codecarbon import cpu_kind
@@ -66,6 +67,16 @@ SPREAD = ("latency_s", "gpu_energy_Wh")
 Columns = dict[str, Array]
 """A small table by column: a hundred thousand of them as data frames would cost more than what is in them."""
 IDLE = ("idle_before", "idle_after")
+FIDELITY = {
+    "fidelity_steps": "steps",
+    "relative_l2": "relative_l2",
+    "psnr_db": "psnr_db",
+    "ssim": "ssim",
+    "ms_ssim": "ms_ssim",
+    "temporal_flickering": "temporal_flickering",
+    "reference_temporal_flickering": "reference_temporal_flickering",
+}
+"""Columns of how far the output is from the unchanged pipeline's, and their names in a record."""
 CODECARBON = (
     "codecarbon_window_energy_Wh",
     "codecarbon_duration_s",
@@ -173,6 +184,7 @@ class _Measurement:
         idle_J, idle_s: energy (J; NaN without a counter) and length (s) of the idle windows.
         stretch_J, stretch_s: the same from the first generation's start, warm-ups included, to the last
             one's end: what CodeCarbon's window holds.
+        warmup_J, warmup_s: the same of the first warm-up, in which kernels are compiled; NaN without one.
     """
 
     record: Record
@@ -183,6 +195,8 @@ class _Measurement:
     idle_s: float
     stretch_J: float
     stretch_s: float
+    warmup_J: float
+    warmup_s: float
 
 
 def _measurement(record: Record) -> _Measurement:
@@ -219,6 +233,9 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
     energy, ci90 = _energies(record, np.concatenate(groups), once)
     of_whole, of_loop, of_settled, of_idle, of_stretch, _ = _split(energy, groups)
     ci90_whole, _, ci90_settled, _, _, ci90_repeated = _split(ci90, groups)
+    # By itself: a further window moves the steps of power that are looked for, and the energies beside it.
+    warmup = _first_warmup(record) if found else _edges()
+    of_warmup, _ = _energies(record, warmup)
     videos = _videos(record, found)
     _add_gpu_energy(videos, record, found, (of_whole, ci90_whole), of_loop, (of_settled, ci90_settled))
     videos |= _stages(rows, _span_weights(record, found, rows))
@@ -233,6 +250,8 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
         idle_s=float(np.diff(idle).sum()),
         stretch_J=float(of_stretch.sum()),
         stretch_s=float(np.diff(stretch).sum()),
+        warmup_J=float(of_warmup[0]) if len(warmup) else nan,
+        warmup_s=float(np.diff(warmup)[0, 0]) if len(warmup) else nan,
     )
 
 
@@ -255,6 +274,13 @@ def _stretch(record: Record, found: list[Generation]) -> Array:
     windows = record.windows
     running = [s for kind, s in zip(windows.kind, windows.start_s, strict=True) if kind not in IDLE]
     return _edges([min(running)], [found[-1].end_s])
+
+
+def _first_warmup(record: Record) -> Array:
+    """Start and end of the first warm-up; nothing without one."""
+    windows = record.windows
+    index = [place for place, kind in enumerate(windows.kind) if kind == "warmup"][:1]
+    return _edges([windows.start_s[i] for i in index], [windows.end_s[i] for i in index])
 
 
 def _repeated(found: list[Generation]) -> Array:
@@ -473,7 +499,8 @@ def _row(passes: list[_Measurement], root: Path) -> dict[str, Any]:
     row["status"] = record.status
     row |= _quantities(passes, videos) | _kinds(measured) | _shares(videos) | _steps(measured, videos)
     row["mfu"] = _mfu(record, row["latency_s"], root)
-    return row | _memory(measured) | _codecarbon(measured) | _pass_means(passes) | _provenance(passes)
+    row |= _memory(measured) | _codecarbon(measured) | _pass_means(passes) | _provenance(passes)
+    return row | _changes(passes) | _warmups(measured) | _fidelity(passes)
 
 
 def _mean_videos(passes: list[_Measurement]) -> Columns:
@@ -580,7 +607,7 @@ def _shares(videos: Columns) -> dict[str, float]:
 def _steps(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
     """The denoising step, the part that comes once, and powers (W); ``videos`` has one row a pass."""
     steps = videos["step_s"].tolist() if passes else []
-    sems = [s * step_sem_percent(m.generations) for s, m in zip(steps, passes, strict=True)]
+    sems = [s * step_scatter_percent(m.record, m.generations) for s, m in zip(steps, passes, strict=True)]
     idle_s = sum(m.idle_s for m in passes)
     energy_J = _mean(videos["gpu_energy_Wh"]) * J_PER_WH
     return {
@@ -690,6 +717,50 @@ def _provenance(passes: list[_Measurement]) -> dict[str, Any]:
         "neighbours_power_W": _neighbours_power_W(ordered),
         "records": ";".join(_origin(record) for record in ordered),
     }
+
+
+def _changes(passes: list[_Measurement]) -> dict[str, str]:
+    """What was in force, as JSON by intervention: its settings, and what it counted, the mean over passes.
+
+    Records of the first campaigns name their interventions in the configuration alone: nothing of theirs.
+    """
+    by_name: dict[str, list[InterventionRecord]] = {}
+    for m in passes:
+        for entry in m.record.interventions:
+            by_name.setdefault(entry.name, []).append(entry)
+    settings = {name: {"kind": entries[0].kind} | entries[0].settings for name, entries in by_name.items()}
+    counted = {
+        name: {
+            key: float(np.mean([entry.evidence[key] for entry in entries if key in entry.evidence]))
+            for key in entries[0].evidence
+        }
+        for name, entries in by_name.items()
+    }
+    found = {"intervention_settings": settings, "intervention_evidence": counted}
+    return {name: json.dumps(values, sort_keys=True) if values else "" for name, values in found.items()}
+
+
+def _warmups(passes: list[_Measurement]) -> dict[str, str]:
+    """Time (s) and GPU energy (Wh) of each pass's first warm-up, joined by ``;`` in their order."""
+    ordered = sorted(passes, key=lambda m: m.record.pass_index)
+    columns = {
+        "first_warmup_s_passes": [m.warmup_s for m in ordered],
+        "first_warmup_energy_Wh_passes": [m.warmup_J / J_PER_WH for m in ordered],
+    }
+    return {name: ";".join(f"{v:.8g}" for v in values if isfinite(v)) for name, values in columns.items()}
+
+
+def _fidelity(passes: list[_Measurement]) -> dict[str, float]:
+    """Distance from the unchanged pipeline's output, of the pass in which it is largest.
+
+    NaN where nothing was compared; frames that are the same to the bit have an infinite PSNR.
+    """
+    compared = [m.record.fidelity for m in passes if m.record.fidelity is not None]
+    if not compared:
+        return dict.fromkeys(FIDELITY, nan)
+    worst = max(compared, key=lambda fidelity: fidelity.relative_l2).model_dump()
+    values = {name: nan if worst[key] is None else float(worst[key]) for name, key in FIDELITY.items()}
+    return values | {"psnr_db": inf if worst["psnr_db"] is None else float(worst["psnr_db"])}
 
 
 def _neighbours_power_W(records: Sequence[Record]) -> float:

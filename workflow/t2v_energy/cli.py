@@ -124,9 +124,37 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--accelerator", help="an entry of config/accelerators.yaml (default: h200)")
     sub.add_argument("--calibration", type=Path, help="made by `calibrate` (default: the shipped one)")
     sub.add_argument("--grid", help="an entry of config/grids.yaml, for emissions (default: world)")
+    sub.add_argument(
+        "--interventions",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="entries of config/interventions.yaml: what they should save, together",
+    )
+    sub.add_argument(
+        "--attention-kernel", help="the denoiser's only attention kernel (default: torch's choice)"
+    )
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--points", type=Path, help="predict every row of this CSV file instead")
     sub.add_argument("--out", type=Path, help="with --points: the CSV file to write")
+
+    sub = command(
+        "savings",
+        _savings,
+        "write down what a campaign's interventions should save, before they are measured",
+    )
+    _campaign(sub)
+    sub.add_argument("--experiment", required=True)
+    sub.add_argument("--out", type=Path, help="default: config/predictions/<campaign>/<experiment>.csv")
+
+    sub = command("roofline", _roofline, "which part of a video is bound by what; needs no GPU")
+    sub.add_argument("--model", required=True, help="a file of config/models/")
+    for name, where in (("height", "pixels"), ("width", "pixels"), ("frames", ""), ("steps", "")):
+        of = f" [{where}]" if where else ""
+        sub.add_argument(f"--{name}", type=int, help=f"default: the model's own{of}")
+    sub.add_argument("--accelerator", help="an entry of config/accelerators.yaml (default: h200)")
+    sub.add_argument("--calibration", type=Path, help="made by `calibrate` (default: the shipped one)")
+    sub.add_argument("--json", action="store_true")
 
     sub = command("calibrate", _calibrate, "fit the cost model to measured videos of one accelerator")
     sub.add_argument("points", type=Path, metavar="POINTS.csv")
@@ -421,6 +449,11 @@ def _predict(options: argparse.Namespace) -> None:
     if options.points:
         if options.out is None:
             raise UserError("--points without --out", remedy="add --out PREDICTIONS.csv")
+        if options.interventions or options.attention_kernel:
+            raise UserError(
+                "--points takes no --interventions and no --attention-kernel",
+                remedy="predict one configuration: --model, --height, --width, --frames, --steps",
+            )
         table = read_points(options.points, measured=False)
         predictions = predict_points(options.root, calibration, table.points)
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -429,18 +462,47 @@ def _predict(options: argparse.Namespace) -> None:
             if note:
                 print(f"{options.points}, line {line}: {note}", file=sys.stderr)
         return
-    from t2v_energy.config import load_model
-    from t2v_energy.prediction.features import Point, nearest_model
     from t2v_energy.prediction.report import DEFAULT_GRID, as_text, report
 
     if not options.model:
         raise UserError("nothing to predict", remedy="give --model KEY, or --points POINTS.csv")
+    found = report(options.root, calibration, _point(options), options.grid or DEFAULT_GRID)
+    if options.interventions or options.attention_kernel:
+        from t2v_energy.prediction.report import with_saving
+
+        changes = (options.interventions, options.attention_kernel)
+        found = with_saving(options.root, calibration, found, *changes)
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def _roofline(options: argparse.Namespace) -> None:
+    from t2v_energy.prediction.roofline import as_text, report
+
+    found = report(options.root, _calibration(options), _point(options))
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def _point(options: argparse.Namespace) -> Any:
+    """The configuration that was asked for, the model's defaults where nothing was."""
+    from t2v_energy.config import load_model
+    from t2v_energy.prediction.features import Point, nearest_model
+
     defaults = load_model(options.root, nearest_model(options.root, options.model)).defaults
     given = (options.height, options.width, options.frames, options.steps)
     names = ("height", "width", "num_frames", "num_inference_steps")
     sizes = [getattr(defaults, n) if value is None else value for n, value in zip(names, given, strict=True)]
-    found = report(options.root, calibration, Point(options.model, *sizes), options.grid or DEFAULT_GRID)
-    print(json.dumps(found, indent=1) if options.json else as_text(found))
+    return Point(options.model, *sizes)
+
+
+def _savings(options: argparse.Namespace) -> None:
+    from t2v_energy.measurement.record import write_atomically
+    from t2v_energy.prediction.registered import prediction_file, register
+
+    settings = _load(options)
+    text = register(options.root, settings, options.experiment)
+    path = options.out or options.root / prediction_file(settings.campaign, options.experiment)
+    write_atomically(path, text, overwrite=True)
+    print(f"{path}: {len(text.splitlines()) - 1} predictions; commit it before you measure")
 
 
 def _calibration(options: argparse.Namespace) -> Any:

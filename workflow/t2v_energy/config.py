@@ -317,6 +317,11 @@ class ProtocolSettings(Strict):
         description="true: after the measurement, one more generation of one step under torch's profiler "
         "tells which operators the device's time goes to; no measured time or energy is of it",
     )
+    fidelity: bool = Field(
+        False,
+        description="true: what a changed pipeline (interventions, an attention kernel) makes is compared "
+        "with what the unchanged one makes after as many steps; this is generated where none is at hand",
+    )
     full: FullProtocol = Field(FullProtocol(), description="protocol `full`: whole generations")
     sampled: SampledProtocol = Field(SampledProtocol(), description="protocol `sampled`: cut generations")
 
@@ -337,7 +342,7 @@ class Variation(Strict):
     attention_kernel: AttentionKernel | None = Field(
         None,
         description="the only attention kernel that torch may use; null: torch chooses, and the record says "
-        "what ran. `sage` is not implemented",
+        "what ran. `sage` needs the extra `interventions`",
     )
     interventions: tuple[str, ...] | None = Field(
         None, description="what is changed in the pipeline: names of config/interventions.yaml"
@@ -373,8 +378,8 @@ class Experiment(Strict):
     passes: int | None = Field(None, ge=1, description="times that it is measured; null: the campaign's")
     one_process: bool = Field(
         False,
-        description="true: all passes in one batch, one after the other, on one build of the pipeline: for "
-        "conditions that alternate",
+        description="true: all passes over one model, size and protocol in one batch, one after the other, "
+        "on one build of the pipeline: for conditions that alternate",
     )
     model: Key | None = Field(
         None, description="a file of config/models/; null: each entry of `vary` names its own"

@@ -17,8 +17,11 @@ from pydantic import BaseModel
 from t2v_energy.config import KEY_PATTERN, Accelerator, Campaign, Experiment, ModelFile, Settings
 from t2v_energy.errors import UserError
 from t2v_energy.grids import Grid
+from t2v_energy.interventions import KINDS, class_of
+from t2v_energy.interventions.base import Intervention
 from t2v_energy.operator_suite import Suite
 from t2v_energy.prediction.presumed import PredictionFile
+from t2v_energy.prediction.savings import SavingsFile
 from t2v_energy.prompts import SLOTS, Vocabulary
 from t2v_energy.study import Study
 
@@ -58,6 +61,11 @@ SECTIONS = (
         "config/prediction.yaml",
         "What the cost model presumes before anything is measured, and which points calibrate table 3b.",
         PredictionFile,
+    ),
+    Section(
+        "config/savings.yaml",
+        "What savings of interventions are predicted from, written down before they are measured.",
+        SavingsFile,
     ),
     Section(
         "config/grids.yaml",
@@ -102,7 +110,7 @@ class Row(NamedTuple):
 
 def reference() -> str:
     """The generated part of config/README.md, from the marker on."""
-    return MARKER + "".join(_section(section) for section in SECTIONS)
+    return MARKER + "".join(map(_section, SECTIONS)) + _interventions()
 
 
 def written(readme: str) -> str:
@@ -126,17 +134,36 @@ def rows(model: type[BaseModel], prefix: str = "") -> list[Row]:
 
 
 def _section(section: Section) -> str:
+    lines = [f"\n## {section.title}\n", section.about + "\n", *_table(rows(section.model, section.prefix))]
+    return "\n".join(lines) + "\n"
+
+
+def _interventions() -> str:
+    """The catalogue: keys that all its entries have, then those of each kind."""
+    common = rows(Intervention, "<name>.")
+    kind = Row("<name>.kind", ", ".join(f"`{name}`" for name in KINDS), "", None, "what it is")
     lines = [
-        f"\n## {section.title}\n",
-        section.about + "\n",
-        "| key | type | unit | default | meaning |",
-        "| --- | --- | --- | --- | --- |",
+        "\n## config/interventions.yaml\n",
+        "One entry an intervention, by the name that experiments list. All have these keys:\n",
+        *_table([kind, *common]),
     ]
-    for row in rows(section.model, section.prefix):
+    for name in KINDS:
+        described = class_of(name)
+        own = [row for row in rows(described, "<name>.") if row not in common]
+        about = (described.__doc__ or "").partition("\n")[0].removesuffix(".")
+        settings = ["", *_table(own)] if own else []
+        lines += [f"\n`{name}`: {about}." + ("" if own else " No settings."), *settings]
+    return "\n".join(lines) + "\n"
+
+
+def _table(described: Sequence[Row]) -> Iterator[str]:
+    """Markdown lines of a table of keys."""
+    yield "| key | type | unit | default | meaning |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in described:
         default = "required" if row.default is None else row.default
         cells = (f"`{row.key}`", row.type, row.unit, default, row.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _rows(schema: Mapping[str, Any], shared: Mapping[str, Any], prefix: str) -> Iterator[Row]:

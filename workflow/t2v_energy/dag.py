@@ -22,6 +22,8 @@ SWEEP_FIGURES = {"resolution": "fig2", "frames": "fig3", "steps": "fig4"}
 """The study's figure of each of its sweeps; analysis/sweep_figure.py draws them."""
 OPERATORS = "operators"
 """The experiment of single operators (t2v_energy.measurement.operators)."""
+INTERVENTIONS = ("interventions", "token-merging")
+"""Experiments of changed pipelines."""
 CROSS_MODEL = "cross-model"
 """The experiment that measures every model at its defaults."""
 
@@ -159,6 +161,23 @@ class Dag:
         return self.on_gpu and all(map(self.has, SWEEP_FIGURES))
 
     @property
+    def saves(self) -> bool:
+        """Whether the campaign has what notebook ``interventions`` is about."""
+        return any(map(self.has, INTERVENTIONS))
+
+    @property
+    def savings_files(self) -> list[str]:
+        """What savings are predicted from, and the predictions that were committed before measuring."""
+        from t2v_energy.prediction.presumed import PREDICTION_FILE
+        from t2v_energy.prediction.registered import prediction_file
+        from t2v_energy.prediction.savings import SAVINGS_FILE, load_savings
+
+        frozen = load_savings(self.root).calibrations.get(self.plan.campaign.accelerator)
+        registered = (prediction_file(self.campaign, key) for key in INTERVENTIONS)
+        kept = [str(path) for path in registered if (self.root / path).is_file()]
+        return [str(SAVINGS_FILE), str(PREDICTION_FILE), *([frozen.file] if frozen else []), *kept]
+
+    @property
     def analyses(self) -> list[str]:
         """Rules of stage 4 that the campaign has data for, named as its notebook if it has one."""
         if self.is_published:
@@ -169,7 +188,9 @@ class Dag:
         claims += ["versus"] if self.is_paper_campaign and self.published_files else []
         models = ["models"] if self.compares_models else []
         predicted = ["prediction"] if self.predicts else []
-        return [*sweeps, *compared, *models, *predicted, "theory", *claims]
+        operators = ["operators"] if self.operator_records else []
+        saved = ["interventions"] if self.saves else []
+        return [*sweeps, *compared, *models, *operators, *predicted, *saved, "theory", *claims]
 
     @property
     def published_figures(self) -> list[str]:
@@ -208,6 +229,20 @@ class Dag:
         """Configuration of the study's own model and sweeps, which its theory is held against."""
         experiments = [f"config/experiments/{key}.yaml" for key in SWEEP_FIGURES]
         return ["config/campaigns/h200.yaml", "config/models/wan2.1-t2v-1.3b.yaml", *experiments]
+
+    @property
+    def shipped_rates(self) -> list[str]:
+        """Rates of single operators that ship for the campaign's accelerator; none where none do."""
+        path = f"config/rates/{self.plan.campaign.accelerator}.json"
+        return [path] if (self.root / path).is_file() else []
+
+    @property
+    def shipped_calibrations(self) -> list[str]:
+        """Calibrations and rates that ship, of every accelerator."""
+        found = [
+            p for name in ("calibrations", "rates") for p in (self.root / "config" / name).glob("*.json")
+        ]
+        return sorted(str(path.relative_to(self.root)) for path in found)
 
     @property
     def unsealed_pattern(self) -> str:

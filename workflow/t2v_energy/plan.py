@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,10 +125,10 @@ def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None 
             for pass_index in range(1, max(entry.passes for entry in listed) + 1)
         ]
         if load_experiment(root, campaign, key).one_process:
-            batches += _batches([item for items in passes for item in items], math.inf)
+            batches += _batches([item for items in passes for item in items], math.inf, _comparable)
         else:
             for items in passes:
-                batches += _batches(items, settings.measure.batch_minutes * 60)
+                batches += _batches(items, settings.measure.batch_minutes * 60, _model)
     return Plan(campaign, protocols, tuple(batches))
 
 
@@ -168,13 +168,25 @@ def _predictions(root: Path, accelerator: str, wanted: list[Configuration]) -> l
     return simple
 
 
-def _batches(items: list[Item], limit_s: float) -> list[Batch]:
-    """Cut ``items`` where the model changes or the predicted time would pass ``limit_s``."""
+def _model(item: Item) -> tuple[str, ...]:
+    return (item.configuration.model,)
+
+
+def _comparable(item: Item) -> tuple[str | int, ...]:
+    """What conditions that alternate share: the model, the size and the protocol."""
+    c = item.configuration
+    return (c.model, c.height, c.width, c.num_frames, item.protocol)
+
+
+def _batches(
+    items: list[Item], limit_s: float, shared: Callable[[Item], tuple[str | int, ...]]
+) -> list[Batch]:
+    """Cut ``items`` where what a batch shares changes or the predicted time would pass ``limit_s``."""
     groups: list[list[Item]] = []
-    for item in sorted(items, key=lambda i: i.configuration.model):  # stable: keeps the order within a model
+    for item in sorted(items, key=shared):  # stable: keeps the order within a batch
         group = groups[-1] if groups else []
-        same_model = bool(group) and group[0].configuration.model == item.configuration.model
-        if not same_model or sum(i.measure_s for i in group) + item.measure_s > limit_s:
+        alike = bool(group) and shared(group[0]) == shared(item)
+        if not alike or sum(i.measure_s for i in group) + item.measure_s > limit_s:
             groups.append([])
         groups[-1].append(item)
     return [Batch(group[0].experiment, _batch_name(group), tuple(group)) for group in groups]

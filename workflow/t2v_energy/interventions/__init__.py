@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
     from t2v_energy.interventions.base import Change, Intervention, Target
 
+
+class InterventionError(UserError):
+    """An intervention does not fit, fails or changes nothing: no reason to leave the rest of a batch out."""
+
+
 CATALOGUE = Path("config") / "interventions.yaml"
 KINDS: Mapping[str, str] = {
     "compile": "compiled.Compile",
@@ -32,6 +37,11 @@ KINDS: Mapping[str, str] = {
     "vae-bfloat16": "vae_bfloat16.VaeBfloat16",
     "vae-channels-last": "vae_channels_last.VaeChannelsLast",
     "vae-tiling": "vae_tiling.VaeTiling",
+    "magcache": "magcache.MagCache",
+    "taylorseer": "taylorseer.TaylorSeer",
+    "pyramid-attention-broadcast": "pyramid_attention_broadcast.PyramidAttentionBroadcast",
+    "cfg-truncation": "cfg_truncation.CfgTruncation",
+    "token-merging": "token_merging.TokenMerging",
 }
 """Module of this package and class of each kind."""
 
@@ -71,7 +81,7 @@ def _catalogue(path: Path, _changed_ns: int) -> Mapping[str, Intervention]:
         kind = settings.pop("kind", None)
         if kind not in KINDS:
             raise UserError(f"kind: there is no {kind!r}", where=where, remedy=_nearest(str(kind), KINDS))
-        found[name] = parse(_class(kind), settings, where)
+        found[name] = parse(class_of(kind), settings, where)
     return found
 
 
@@ -81,7 +91,8 @@ def _matches(pattern: str, name: str) -> bool:
     return re.match(pattern, name) is not None
 
 
-def _class(kind: str) -> type[Intervention]:
+def class_of(kind: str) -> type[Intervention]:
+    """The class of a kind in :data:`KINDS`."""
     module, name = KINDS[kind].split(".")
     found: type[Intervention] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return found
@@ -99,14 +110,12 @@ def named(root: Path, names: Sequence[str], where: str) -> list[Named]:
     known = catalogue(root)
     for name in names:
         if name not in known:
-            raise UserError(
-                f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known)
-            )
+            raise UserError(f"interventions: there is no {name!r}", where=where, remedy=_nearest(name, known))
     return [Named(name, known[name]) for name in names]
 
 
 def check_fits(root: Path, model: ModelFile, configuration: Configuration, protocol: str, where: str) -> None:
-    """Raise :class:`UserError` unless the configuration's interventions are known, fit, and can be measured so."""
+    """Raise :class:`UserError` unless all interventions are known, fit, and can be measured that way."""
     for entry in named(root, configuration.interventions, where):
         intervention = entry.intervention
         try:
@@ -135,10 +144,10 @@ class Applied:
         }
 
     def check(self) -> None:
-        """Raise :class:`UserError` where, after a generation, one of them has done nothing."""
+        """Raise :class:`InterventionError` where, after a generation, one of them has done nothing."""
         for name, numbers in self.evidence().items():
             if not any(numbers.values()):
-                raise UserError(
+                raise InterventionError(
                     f"{name} changed nothing ({', '.join(f'{k} = {v:g}' for k, v in numbers.items())})",
                     where="interventions",
                     remedy="leave it out for this configuration, or change its settings",
@@ -147,14 +156,26 @@ class Applied:
 
 @contextmanager
 def applied(entries: Sequence[Named], target: Target) -> Iterator[Applied]:
-    """Apply interventions to a built pipeline in their order, and undo them in the reverse one at the end."""
+    """Apply interventions to a built pipeline in their order, and undo them in the reverse one at the end.
+
+    Raises:
+        InterventionError: one of them does not fit the pipeline, or is listed twice.
+    """
     changes: dict[str, Change] = {}
     with ExitStack() as undo:
         for entry in entries:
             if entry.name in changes:
-                raise UserError(
+                raise InterventionError(
                     f"{entry.name} is listed twice", where="interventions", remedy="list it once"
                 )
-            changes[entry.name] = entry.intervention.apply(target)
+            try:
+                changes[entry.name] = entry.intervention.apply(target)
+            except UserError as error:
+                raise InterventionError(error.what, where=error.where, remedy=error.remedy) from error
             undo.callback(changes[entry.name].undo)
         yield Applied(changes)
+
+
+def settings_of(intervention: Intervention) -> dict[str, Any]:
+    """Its settings as a record keeps them: what decides the computation, not what is expected or cited."""
+    return intervention.model_dump(mode="json", exclude={"expected", "quality"})

@@ -105,17 +105,15 @@ class Effect:
         return Effect(*(_product(first, second) for first, second in pairs))
 
 
-def _product(
-    first: Mapping[WorkClass, float], second: Mapping[WorkClass, float]
-) -> dict[WorkClass, float]:
+def _product(first: Mapping[WorkClass, float], second: Mapping[WorkClass, float]) -> dict[WorkClass, float]:
     return {name: first.get(name, 1.0) * second.get(name, 1.0) for name in (*first, *second)}
 
 
 class Intervention(Strict):
-    """One way to change what a video costs; its fields are its settings, an entry of config/interventions.yaml.
+    """One way to change what a video costs; its fields are its settings in config/interventions.yaml.
 
-    A subclass is one module. ``lossless``: the output differs by rounding at most. ``whole_schedule``: what it
-    does depends on the denoising step, so that a cut generation says nothing of a whole one and protocol
+    A subclass is one module. ``lossless``: the output differs by rounding at most. ``whole_schedule``: what
+    it does depends on the denoising step, so that a cut generation says nothing of a whole one and protocol
     ``full`` is asked for.
     """
 
@@ -124,9 +122,9 @@ class Intervention(Strict):
     whole_schedule: ClassVar[bool] = False
 
     expected: Expected | None = Field(None, description="rates that no count of work gives")
-    quality: Quality | None = Field(None, description="cited effect on the picture; null: none is known to us")
+    quality: Quality | None = Field(None, description="cited effect on the picture; null: we know none")
 
-    def check(self, model: ModelFile, configuration: Configuration) -> None:  # noqa: B027 (most fit anything)
+    def check(self, model: ModelFile, configuration: Configuration) -> None:
         """Raise :class:`UserError` (see :meth:`refused`) for what it does not fit; needs no torch."""
 
     @abstractmethod

@@ -112,14 +112,15 @@ def fused_bytes(work: Work) -> float:
 
 def _call_bytes(model: ModelFile, latent: tuple[int, int, int], tokens: float) -> float:
     """Of one call: the fused blocks, and what does not grow with the latent (embeddings of time and text)."""
-    from t2v_energy.work.traffic import denoiser_bytes
+    from t2v_energy.work.traffic import denoiser_traffic
 
     config = model.components[model.denoiser_part].config
     width = config["num_attention_heads"] * config["attention_head_dim"]
     stream, inner = PASSES[model.architecture]
     token = BYTES * config["num_layers"] * (stream * width + inner * config.get("ffn_dim", 4 * width))
-    constant = denoiser_bytes(model.key, (0, 0, 0))
-    return min(constant + model.batch_per_pass * tokens * token, denoiser_bytes(model.key, latent))
+    constant = denoiser_traffic(model.key, (0, 0, 0))["bytes"]
+    plain = denoiser_traffic(model.key, latent)["bytes"]
+    return min(constant + model.batch_per_pass * tokens * token, plain)
 
 
 def _is_plain(block: Any) -> bool:

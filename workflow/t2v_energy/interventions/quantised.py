@@ -51,7 +51,8 @@ class Quantised(Intervention):
     def check(self, model: ModelFile, configuration: Configuration) -> None:
         if model.architecture not in ARCHITECTURES:
             raise self.refused(
-                f"what {model.architecture} quantises is not counted", f"use a model of {', '.join(ARCHITECTURES)}"
+                f"what {model.architecture} quantises is not counted",
+                f"use a model of {', '.join(ARCHITECTURES)}",
             )
 
     @abstractmethod
@@ -132,7 +133,9 @@ class Quantised(Intervention):
         token = of_input * (taken.stream * width + taken.inner * inner)
         token += of_output * (made.stream * width + made.inner * inner)
         tokens = float(work.features.tokens[0]) * model.batch_per_pass
-        return {"traffic": 1 + float(work.features.calls[0]) * tokens * config["num_layers"] * token / traffic}
+        return {
+            "traffic": 1 + float(work.features.calls[0]) * tokens * config["num_layers"] * token / traffic
+        }
 
 
 class Fp8(Quantised):
@@ -157,7 +160,8 @@ class Fp8(Quantised):
             raise self.refused(f"{target.device} has no float8 products", "measure it on a GPU")
         if torch.cuda.get_device_capability() < (8, 9):
             raise self.refused(
-                f"{torch.cuda.get_device_name()} has no float8 products", "use a GPU of compute capability 8.9"
+                f"{torch.cuda.get_device_name()} has no float8 products",
+                "use a GPU of compute capability 8.9",
             )
 
 

@@ -32,7 +32,9 @@ class TokenAlignment(Intervention):
     kind: ClassVar[str] = "token-alignment"
     lossless: ClassVar[bool] = True
 
-    multiple: int = Field(128, ge=2, description="the first pass takes the largest multiple of it of the keys")
+    multiple: int = Field(
+        128, ge=2, description="the first pass takes the largest multiple of it of the keys"
+    )
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
         if model.architecture not in ARCHITECTURES:
@@ -51,7 +53,9 @@ class TokenAlignment(Intervention):
                 f"{tokens} tokens divide by {self.multiple} already", "leave it out for this size"
             )
         if tokens < self.multiple:
-            raise self.refused(f"{tokens} tokens are fewer than {self.multiple}", "leave it out for this size")
+            raise self.refused(
+                f"{tokens} tokens are fewer than {self.multiple}", "leave it out for this size"
+            )
 
     def apply(self, target: Target) -> Change:
         """Split in every call of the denoiser."""
@@ -79,7 +83,9 @@ def _tokens(model: ModelFile, configuration: Configuration) -> int:
     """Length that self-attention sees: text beside video where they attend jointly."""
     from t2v_energy.work.architectures import latents
 
-    frames, rows, columns = latents(model, configuration.height, configuration.width, configuration.num_frames)[0]
+    frames, rows, columns = latents(
+        model, configuration.height, configuration.width, configuration.num_frames
+    )[0]
     config = model.components[model.denoiser_part].config
     patch = config["patch_size"]
     time, *sides = patch if isinstance(patch, (list, tuple)) else (1, patch, patch)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,8 @@ class Subject:
     """A built pipeline with one configuration, ready to generate.
 
     ``frames`` are those of the last whole generation, if ``keep_frames``: numbers from 0 to 1 of shape
-    (frames, height, width, 3).
+    (frames, height, width, 3).  ``latents`` and ``made`` are the decoder's input and the frames of the last
+    generation, whole or cut, if ``keep_output``: references, which cost no time and no copy.
     """
 
     pipeline: Any
@@ -44,7 +46,10 @@ class Subject:
     prompt: str
     device: str
     keep_frames: bool = False
+    keep_output: bool = False
     frames: Any = None
+    latents: Any = None
+    made: Any = None
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -69,7 +74,7 @@ class Subject:
         if "max_sequence_length" in inspect.signature(type(self.pipeline).__call__).parameters:
             # Of several tokenizers it is the long one's: CLIP's has a fixed length.
             arguments["max_sequence_length"] = self.model.longest_prompt
-        with asked_for(c.attention_kernel, self.denoiser):
+        with asked_for(c.attention_kernel, self.denoiser), self._latents_kept():
             result = self.pipeline(
                 prompt=self.prompt,
                 negative_prompt=self.model.negative_prompt,
@@ -85,6 +90,30 @@ class Subject:
             )
         if self.keep_frames and steps >= c.num_inference_steps:
             self.frames = result.frames[0]
+        if self.keep_output:
+            self.made = result.frames[0]
+
+    @contextmanager
+    def _latents_kept(self) -> Iterator[None]:
+        """What the decoder gets is kept, if asked for; its ``decode`` is as it was afterwards."""
+        if not self.keep_output:
+            yield
+            return
+        vae = self.pipeline.vae
+        had_own, decode = "decode" in vars(vae), vae.decode
+
+        def keeping(latents: Any, *args: Any, **kwargs: Any) -> Any:
+            self.latents = latents
+            return decode(latents, *args, **kwargs)
+
+        vae.decode = keeping
+        try:
+            yield
+        finally:
+            if had_own:
+                vae.decode = decode
+            else:
+                del vae.decode
 
     def begin(self, calls: int) -> None:
         """The start of a generation, given up before its denoiser is called once more than ``calls`` times.

@@ -192,6 +192,34 @@ class Operators(Part):
         return self
 
 
+class InterventionRecord(Part):
+    """An intervention that was in force: its settings in config/interventions.yaml and what it did.
+
+    ``evidence`` holds numbers that it counted over all generations of the record, warm-ups too.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, Any] = {}
+    evidence: dict[str, float] = {}
+
+
+class Fidelity(Part):
+    """Output against the unchanged pipeline's, after ``steps`` denoising steps (:mod:`.fidelity`).
+
+    With random weights it says nothing of perceptual quality. ``psnr_db`` is None where the frames are the
+    same to the bit, ``ms_ssim`` where they are too small for it.
+    """
+
+    steps: int
+    relative_l2: float
+    psnr_db: float | None
+    ssim: float
+    ms_ssim: float | None
+    temporal_flickering: float | None
+    reference_temporal_flickering: float | None
+
+
 class Source(Part):
     """Where a merged record is from: campaign, file name and checksum (SHA-256) of what was first sealed."""
 
@@ -226,6 +254,8 @@ class Record(Filed):
     codecarbon: CodeCarbonReading | None = None
     memory: Memory = Memory()
     operators: Operators | None = None
+    interventions: list[InterventionRecord] = []
+    fidelity: Fidelity | None = None
     source: Source | None = None
 
     @property

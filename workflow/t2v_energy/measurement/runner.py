@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,16 @@ from typing import Any
 
 from t2v_energy.config import Campaign, ProtocolSettings, Settings, describe_weights, load_model
 from t2v_energy.errors import UserError
+from t2v_energy.interventions import InterventionError, Named, applied, named, settings_of
+from t2v_energy.interventions.base import Target
 from t2v_energy.measurement.gpus import first_free_gpu
 from t2v_energy.measurement.lock import device_lock, first_free_lock
 from t2v_energy.measurement.neighbours import NeighbourLoad, NeighbourWatch
 from t2v_energy.measurement.progress import Progress
 from t2v_energy.measurement.record import (
+    Fidelity,
     Gpu,
+    InterventionRecord,
     Memory,
     Neighbour,
     Origin,
@@ -48,6 +52,8 @@ from t2v_energy.prompts import load_prompts
 
 SETTLE_S = 0.3  # the meter runs this long before the first window, so that several ticks precede it
 MIN_FREE_B = 200 * 2**20
+MAX_OUTPUTS = 4
+"""Outputs of unchanged pipelines that are kept to compare with."""
 
 
 def measure_batch(
@@ -65,11 +71,14 @@ def measure_batch(
 
     ``deadline_s`` is a time of the monotonic clock: what is not expected to end before it is not begun.  If
     anything was left out so, there is no index, and None is returned.  ``save_videos`` writes the last whole
-    video of each configuration to results/videos/, for people to look at.
+    video of each configuration to results/videos/, for people to look at.  A configuration whose
+    interventions fail or change nothing is left out too; the rest is measured before the error is raised.
 
     Raises :class:`UserError` when the GPU is missing, in use by others or of another model than the
-    campaign's, when a record that is there was made otherwise, or when the disk is full.
+    campaign's, when a record that is there was made otherwise, when an intervention fails, or when the disk
+    is full.
     """
+    failed: list[InterventionError] = []
     plan = make_plan(root, settings, [experiment])
     batch = plan.batch(experiment, name)
     folder = raw_folder(root, plan.campaign.key, experiment)
@@ -93,11 +102,18 @@ def measure_batch(
                 if deadline_s is not None and time.monotonic() + progress.expected_s(item) > deadline_s:
                     progress.left_out(item)
                     continue
-                record = session.measure(item)
+                try:
+                    record = session.measure(item)
+                except InterventionError as error:
+                    failed.append(error)
+                    progress.say(f"  ! {item.record} was not measured: {error.what}")
+                    continue
                 write_atomically(folder / item.record, to_json(record))
                 progress.finished(item, record, check(record, plan.campaign.gpu_name))
                 if save_videos:
                     session.save_video(item)
+    if failed:
+        raise failed[0]
     if not all((folder / item.record).exists() for item in batch.items):
         return None
     return _write_index(folder, batch)
@@ -114,7 +130,7 @@ def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
         return False
     record = read_record(path)
     model = load_model(root, item.configuration.model)
-    compared = {
+    compared: dict[str, tuple[Any, Any]] = {
         "configuration": (record.configuration, item.configuration),
         "protocol settings": (record.protocol_settings, item.protocols),
         "weights": (
@@ -122,6 +138,12 @@ def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
             describe_weights(model, plan.campaign.weights, plan.campaign.seed),
         ),
     }
+    if record.interventions:  # those of the first campaigns name theirs in the configuration alone
+        entries = named(root, item.configuration.interventions, item.record)
+        compared["settings of interventions"] = (
+            {entry.name: entry.settings for entry in record.interventions},
+            {entry.name: settings_of(entry.intervention) for entry in entries},
+        )
     for what, (measured, configured) in compared.items():
         if measured != configured:
             raise UserError(
@@ -325,10 +347,12 @@ class Session:
     _pipeline: Any = None
     _built: str = ""
     _codecarbon: Any = None
+    _outputs: dict[tuple[Any, int], Any] = field(default_factory=dict)
 
     def release(self) -> None:
         """Free the pipeline's memory, so that a next batch in this process is not measured beside it."""
         self._pipeline, self._built = None, ""
+        self._outputs.clear()
         gc.collect()  # pipelines hold themselves in cycles
         if self.gpu:
             import torch
@@ -339,7 +363,6 @@ class Session:
         """One configuration, from idle to idle; running out of memory is an answer, not a failure."""
         import torch
 
-        from t2v_energy.interventions import applied
         from t2v_energy.measurement.protocols import PROTOCOLS, Run, Subject
         from t2v_energy.metering.spans import SpanRecorder
 
@@ -348,7 +371,11 @@ class Session:
         text = self._prompt(item)
         pipeline = self._pipeline_for(item)
         recorder = SpanRecorder(pipeline, model.spans, device)
-        subject = Subject(pipeline, model, item.configuration, text, device, self.save_videos)
+        subject = Subject(
+            pipeline, model, item.configuration, text, device, self.save_videos, item.protocols.fidelity
+        )
+        entries = named(self.root, item.configuration.interventions, item.record)
+        target = Target(pipeline, model, item.configuration, device)
         run = Run(subject, recorder, item.protocols, partial(self._generation_done, item))
         self.progress.started(item)
         if self.load and item.configuration.neighbour:
@@ -360,15 +387,28 @@ class Session:
         if self.watch:
             self.watch.begin()
         error: str | None = None
+        evidence: dict[str, dict[str, float]] = {}
         carbon = self._tracker()
         self._idle(run, "idle_before")
         carbon.start(item.record)
         try:
-            changed = applied(item.configuration.interventions, pipeline)
-            with changed, recorder.attached(), torch.inference_mode(False), torch.no_grad():
+            with (
+                applied(entries, target) as changes,
+                recorder.attached(),
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):
                 PROTOCOLS[item.protocol](run)
+                evidence = changes.evidence()
+                changes.check()
         except torch.OutOfMemoryError as out_of_memory:
             error = str(out_of_memory).splitlines()[0]
+        except UserError:
+            raise
+        except Exception as failure:
+            if not entries:
+                raise
+            raise _failed(entries, failure) from failure
         finally:
             reading = carbon.stop(item.record)
         if error:
@@ -380,25 +420,61 @@ class Session:
             self.load.check()
         self._frames = subject.frames
         operators = self._profiled(item, run) if item.protocols.profile and not error else None
-        return self._record(
+        fidelity = self._compared(item, run) if item.protocols.fidelity and not error else None
+        record = self._record(
             item, origin, run, recorder, reading, error, pipeline, text, operators, neighbours
         )
+        done = [_describe_intervention(entry, evidence.get(entry.name, {})) for entry in entries]
+        return record.model_copy(update={"interventions": done, "fidelity": fidelity})
 
     def _profiled(self, item: Item, run: Any) -> Any:
         """Which operators a generation's time goes to; None where that takes more memory than is left."""
         import torch
 
-        from t2v_energy.interventions import applied
         from t2v_energy.measurement.profiling import profile_generation
 
         self.progress.say("  profiling one step")
+        subject = run.subject
+        entries = named(self.root, item.configuration.interventions, item.record)
+        target = Target(subject.pipeline, subject.model, item.configuration, subject.device)
         try:
-            changed = applied(item.configuration.interventions, run.subject.pipeline)
-            with changed, run.recorder.attached(), torch.no_grad():
+            with applied(entries, target), run.recorder.attached(), torch.no_grad():
                 return profile_generation(run.subject.generate, run.recorder)
         except torch.OutOfMemoryError:
             self.progress.say("  ! not profiled: out of memory")
             return None
+
+    def _compared(self, item: Item, run: Any) -> Fidelity | None:
+        """What a changed pipeline made against what the unchanged one makes; None of the unchanged one.
+
+        The unchanged pipeline's output is kept for those that come after it. Where there is none of as many
+        steps it is generated, unmeasured.
+        """
+        import torch
+
+        from t2v_energy.measurement.fidelity import Output, compare
+
+        subject, steps = run.subject, run.windows.steps[run.windows.kind.index("generation")]
+        output = Output(subject.latents, subject.made).on_host()
+        subject.latents = None
+        plain = item.configuration.model_copy(update={"interventions": (), "attention_kernel": None})
+        if item.configuration == plain:
+            self._keep_output((plain, steps), output)
+            return None
+        if (plain, steps) not in self._outputs:
+            self.progress.say(f"  {steps} steps of the unchanged pipeline, to compare with")
+            unchanged = replace(subject, configuration=plain, keep_frames=False)
+            with torch.no_grad():
+                unchanged.generate(steps)
+            self._keep_output((plain, steps), Output(unchanged.latents, unchanged.made).on_host())
+        return compare(output, self._outputs[plain, steps], steps, subject.device)
+
+    def _keep_output(self, key: tuple[Any, int], output: Any) -> None:
+        """Only the latest few: a video is up to a gigabyte."""
+        self._outputs.pop(key, None)
+        self._outputs[key] = output
+        while len(self._outputs) > MAX_OUTPUTS:
+            del self._outputs[next(iter(self._outputs))]
 
     def save_video(self, item: Item) -> None:
         """The last whole video of what was measured last; cut generations leave none."""
@@ -534,6 +610,25 @@ class Session:
         )
         flags = [f"{f.rule}: {f.detail}" for f in check(record, campaign.gpu_name) if f.level != "ok"]
         return record.model_copy(update={"flags": flags})
+
+
+def _failed(entries: Sequence[Named], failure: Exception) -> InterventionError:
+    names = "+".join(entry.name for entry in entries)
+    lines = str(failure).splitlines() or [""]
+    return InterventionError(
+        f"with {names} the generation failed: {type(failure).__name__}: {lines[0]}",
+        where="interventions",
+        remedy="leave it out for this configuration",
+    )
+
+
+def _describe_intervention(entry: Named, evidence: dict[str, float]) -> InterventionRecord:
+    return InterventionRecord(
+        name=entry.name,
+        kind=entry.intervention.kind,
+        settings=settings_of(entry.intervention),
+        evidence=evidence,
+    )
 
 
 def _describe_prompt(pipeline: Any, padded: int, prompt_id: str, text: str) -> Prompt:

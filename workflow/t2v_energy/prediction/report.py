@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t2v_energy.config import load_accelerator, load_model
+from t2v_energy.config import Configuration, load_accelerator, load_model, parse
 from t2v_energy.errors import UserError
 from t2v_energy.grids import load_grids
-from t2v_energy.prediction.calibrated import CLASSES, STAGE_OF_CLASS, Calibration, predict_points
+from t2v_energy.interventions import named
+from t2v_energy.prediction.calibrated import STAGE_OF_CLASS, Calibration, predict_points
 from t2v_energy.prediction.features import Point
+from t2v_energy.prediction.forward import CLASSES
+from t2v_energy.prediction.savings import Compared, predict_savings
 from t2v_energy.prediction.single_mu import predict
 
 DEFAULT_GRID = "world"
@@ -64,6 +69,67 @@ def report(root: Path, calibration: Calibration, point: Point, grid: str = DEFAU
     }
 
 
+def with_saving(
+    root: Path,
+    calibration: Calibration,
+    found: dict[str, Any],
+    interventions: Sequence[str],
+    attention_kernel: str | None,
+) -> dict[str, Any]:
+    """A :func:`report` with ``saving``: what interventions and an attention kernel do to its costs, together.
+
+    Raises:
+        UserError: an unknown kernel or intervention, one that does not fit the model, or a kernel whose rate
+            on the accelerator is not known.
+    """
+    model = load_model(root, found["model"])
+    configuration = parse(
+        Configuration,
+        {
+            **{name: found[name] for name in Point._fields[:5]},
+            "guidance_scale": model.defaults.guidance_scale,
+            "attention_kernel": attention_kernel,
+            "interventions": tuple(interventions),
+        },
+        "the options",
+    )
+    (saving,) = predict_savings(
+        root, calibration, [Compared(configuration, configuration.num_inference_steps)]
+    )
+    cited = {
+        entry.name: entry.intervention.quality
+        for entry in named(root, interventions, "--interventions")
+        if not entry.intervention.lossless
+    }
+    return found | {
+        "saving": {
+            "kind": "modelled",
+            "interventions": list(interventions),
+            "attention_kernel": attention_kernel,
+            **asdict(saving),
+            "latency_s": found["latency_s"] * saving.latency_ratio,
+            "gpu_energy_Wh": found["gpu_energy_Wh"] * saving.gpu_energy_ratio,
+            "lossy": {
+                name: f"{quality.figure} ({quality.source})" if quality else "no figure known"
+                for name, quality in cited.items()
+            },
+        }
+    }
+
+
+def _saving_lines(saving: dict[str, Any]) -> list[str]:
+    kernel = [f"attention kernel {saving['attention_kernel']}"] if saving["attention_kernel"] else []
+    lines = [f"with {', '.join([*kernel, *saving['interventions']])} (modelled)"]
+    for name, key, unit in (("latency", "latency_s", "s"), ("GPU energy", "gpu_energy_Wh", "Wh")):
+        ratio = key.rpartition("_")[0] + "_ratio"
+        lines.append(
+            f"  {name:<12}{saving[key]:>10.4g} {unit:<4}{saving[ratio]:>8.3f} of it, 90 % interval "
+            f"{saving[ratio + '_low']:.3f} to {saving[ratio + '_high']:.3f}"
+        )
+    lines.append(f"  {'denoiser':<12}{saving['denoiser_flop_ratio']:>23.3f} of its matrix products")
+    return lines + [f"  {name} changes the picture: {cited}" for name, cited in saving["lossy"].items()]
+
+
 def as_text(found: dict[str, Any]) -> str:
     """:func:`report` for people."""
     size = f"{found['height']}×{found['width']}, {found['num_frames']} frames"
@@ -82,4 +148,6 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"{title:<16}{'s':>10}{'Wh':>12}")
         seconds, energy = found[key]["latency_s"], found[key]["gpu_energy_Wh"]
         lines += [f"  {name:<14}{seconds[name]:>10.4g}{energy[name]:>12.4g}" for name in seconds]
+    if "saving" in found:
+        lines += _saving_lines(found["saving"])
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])

@@ -1,0 +1,548 @@
+"""interventions.csv, figures 7 and 8 and their numbers, from records whose ratios are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import exp, inf, log, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import yaml
+from figure_checks import assert_legible
+from records import LOOP_W, ONCE_J, ONCE_S, configuration, environment, make_record, write
+from scipy.stats import t as student_t
+from t2v_energy.aggregation import aggregate
+from t2v_energy.analysis import interventions, interventions_figure, interventions_numbers, style
+from t2v_energy.analysis.numbers import Number
+from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import Fidelity, Gpu, InterventionRecord, Record, record_paths
+
+STEPS = 50
+CATALOGUE: dict[str, dict[str, Any]] = {
+    "fast": {"quality": {"figure": "PSNR 30 dB", "source": "a test"}},
+    "unknown": {"expected": {"rate": {"attention": 2.0}, "source": "another test"}},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with the shipped config/ and two further entries of the catalogue."""
+    root = tiny.make_root(tmp_path / "root")
+    path = root / "config" / "interventions.yaml"
+    entries = {name: {"kind": "vae-tiling", **settings} for name, settings in CATALOGUE.items()}
+    path.write_text(path.read_text() + yaml.safe_dump(entries), encoding="utf-8")
+    return root
+
+
+def in_force(*names: str) -> list[InterventionRecord]:
+    return [
+        InterventionRecord(name=name, kind="vae-tiling", evidence={"tiled_decodes": 3.0}) for name in names
+    ]
+
+
+def passes(step_s: Sequence[Sequence[float]], uuid: str = "GPU-0", **changes: Any) -> list[Record]:
+    """Records of one configuration: step times (s) of each pass's generations, multiples of 0.5."""
+    names = changes.pop("interventions", ())
+    extra = changes.pop("extra", {})
+    config = configuration(interventions=names, **changes)
+    gpu = Gpu(name="NVIDIA H200", uuid=uuid, driver="x", power_limit_W=700.0, memory_total_MiB=1.0)
+    return [
+        make_record(
+            config=config, experiment="interventions", pass_index=index, step_s=own,
+            environment=environment(gpu=None).model_copy(update={"gpu": gpu}),
+            interventions=in_force(*names), **extra,
+        )
+        for index, own in enumerate(step_s, start=1)
+    ]  # fmt: skip
+
+
+def rows(folder: Path, *records: list[Record]) -> pd.DataFrame:
+    """configurations.csv of these records."""
+    by_experiment: dict[str, list[Path]] = {}
+    for record in (record for group in records for record in group):
+        by_experiment.setdefault(record.experiment, []).append(write(record, folder / record.experiment))
+    csv = folder / "configurations.csv"
+    aggregate(
+        {key: record_paths(folder / key) for key in by_experiment}, folder / "m.parquet", csv, tiny.ROOT
+    )
+    return pd.read_csv(csv)
+
+
+def latency_s(step_s: float, steps: int = STEPS) -> float:
+    return ONCE_S + steps * step_s
+
+
+def energy_Wh(step_s: float, steps: int = STEPS) -> float:
+    return (ONCE_J + steps * step_s * LOOP_W) / 3600
+
+
+def single(root: Path, table: pd.DataFrame, name: str) -> pd.Series:
+    found = interventions.interventions_table(root, "h200", table)
+    assert list(found.columns) == list(interventions.COLUMNS)
+    (row,) = [row for _, row in found.iterrows() if row["intervention"] == name]
+    return row
+
+
+class TestRatios:
+    def test_passes_are_paired_so_that_a_drift_cancels(self, root: Path, tmp_path: Path) -> None:
+        """Passes get slower, with and without alike: their own scatter is no doubt about the ratio."""
+        without = [[1.0, 1.0], [1.5, 1.5], [2.0, 2.0]]
+        with_it = [[0.5, 0.5], [1.0, 1.0], [1.0, 1.0]]
+        table = rows(tmp_path, passes(without), passes(with_it, interventions=("fast",)))
+        row = single(root, table, "fast")
+        for name, cost in (("latency", latency_s), ("energy", energy_Wh)):
+            logs = [log(cost(w[0]) / cost(o[0])) for w, o in zip(with_it, without, strict=True)]
+            ratio = exp(np.mean(logs))
+            half = float(student_t.ppf(0.975, 2)) * np.std(logs, ddof=1) / sqrt(3)
+            assert row[f"measured_{name}_ratio"] == pytest.approx(ratio, rel=1e-4)
+            assert row[f"measured_{name}_ratio_ci95"] == pytest.approx(ratio * half, rel=0.01)
+        assert (row["passes"], row["n"], row["interval_of"], row["same_board"]) == (3, 6, "passes", "yes")
+        assert row["videos_per_hour"] == pytest.approx(3600 / np.mean([latency_s(w[0]) for w in with_it]))
+        assert row["measured_kind"] == "measured"
+
+    def test_the_interval_holds_the_truth_as_often_as_it_says(self) -> None:
+        random = np.random.default_rng(1)
+        held = 0
+        for _ in range(400):
+            base = 10 * np.exp(0.05 * random.standard_normal(4))  # drifts that both share
+            own = 0.8 * base * np.exp(0.002 * random.standard_normal(4))
+            ratio = interventions.paired_ratio(planted(own), planted(base), "latency_s")
+            held += abs(ratio.value - 0.8) <= ratio.ci95
+        assert 0.92 <= held / 400 <= 0.98
+
+    def test_two_passes_have_the_interval_of_repetition(self, root: Path, tmp_path: Path) -> None:
+        table = rows(
+            tmp_path,
+            passes([[1.0, 1.0, 1.5], [1.0, 1.0, 1.5]]),
+            passes([[0.5, 0.5, 1.0], [0.5, 0.5, 1.0]], interventions=("fast",)),
+        )
+        row = single(root, table, "fast")
+        relative = [
+            r["latency_s_ci95"] / r["latency_s"] for _, r in table.iterrows()
+        ]  # of both: one configuration each
+        assert row["interval_of"] == "repetition"
+        assert row["measured_latency_ratio_ci95"] == pytest.approx(
+            row["measured_latency_ratio"] * np.hypot(*relative), rel=1e-6
+        )
+
+    def test_single_generations_in_two_passes_have_the_interval_of_passes(self) -> None:
+        ratio = interventions.paired_ratio(planted([8.0, 8.1]), planted([10.0, 10.0]), "latency_s")
+        logs = np.log([0.8, 0.81])
+        assert ratio.interval_of == "passes"
+        assert ratio.ci95 == pytest.approx(exp(logs.mean()) * 12.706 * logs.std(ddof=1) / sqrt(2), rel=1e-3)
+
+    def test_one_generation_tells_no_interval(self) -> None:
+        ratio = interventions.paired_ratio(planted([8.0]), planted([10.0]), "latency_s")
+        assert (ratio.value, ratio.interval_of) == (pytest.approx(0.8), "")
+        assert np.isnan(ratio.ci95)
+
+    def test_only_shared_passes_are_compared(self) -> None:
+        """The baseline comes once more at the end: its third pass has no counterpart."""
+        ratio = interventions.paired_ratio(planted([8.0, 8.0]), planted([10.0, 10.0, 20.0]), "latency_s")
+        assert ratio.value == pytest.approx(0.8)
+        assert ratio.passes == 2
+
+    def test_other_boards_are_told(self, root: Path, tmp_path: Path) -> None:
+        table = rows(
+            tmp_path,
+            passes([[1.0, 1.0]], uuid="GPU-A"),
+            passes([[0.5, 0.5]], uuid="GPU-B", interventions=("fast",)),
+        )
+        assert single(root, table, "fast")["same_board"] == "no"
+
+
+def planted(means: Sequence[float], column: str = "latency_s") -> pd.Series:
+    """A row of configurations.csv with one generation a pass."""
+    return pd.Series(
+        {
+            column: float(np.mean(means)),
+            f"{column}_ci95": np.nan,
+            f"{column}_pass_means": ";".join(map(str, means)),
+            "records": ";".join(f"h200/x__full_r{index}.json" for index in range(1, len(means) + 1)),
+        }
+    )
+
+
+class TestBaselines:
+    def test_names_say_all_that_differs(self, root: Path, tmp_path: Path) -> None:
+        table = rows(
+            tmp_path,
+            passes([[1.0, 1.0]]),
+            passes([[1.5, 1.5]], attention_kernel="flash"),
+            passes([[1.0, 1.0]], num_inference_steps=20),
+            passes([[0.5, 0.5]], interventions=("fast", "unknown"), attention_kernel="flash"),
+        )
+        found = interventions.interventions_table(root, "h200", table).set_index("intervention")
+        assert set(found.index) == {"attention-flash", "fewer-steps", "attention-flash+fast+unknown"}
+        fewer = found.loc["fewer-steps"]
+        assert (fewer["num_inference_steps"], fewer["baseline_steps"]) == (20, 50)
+        assert fewer["measured_latency_ratio"] == pytest.approx(latency_s(1.0, 20) / latency_s(1.0))
+        assert found["lossless"].to_dict() == {
+            "attention-flash": "yes", "fewer-steps": "no", "attention-flash+fast+unknown": "no"
+        }  # fmt: skip
+        assert found["uncited_parts"].to_dict() == {
+            "attention-flash": 0, "fewer-steps": 1, "attention-flash+fast+unknown": 1
+        }  # fmt: skip
+        stack = found.loc["attention-flash+fast+unknown"]
+        assert (stack["cited_quality"], stack["source"]) == ("fast: PSNR 30 dB", "a test")
+        assert stack["expected_source"] == "unknown: another test"
+
+    def test_that_of_the_same_steps_and_protocol_comes_first(self, root: Path, tmp_path: Path) -> None:
+        ten = {"num_inference_steps": 10}
+        table = rows(
+            tmp_path,
+            passes([[2.0, 2.0]]),
+            passes([[1.0, 1.0]], **ten),
+            passes([[1.5, 1.5]], **ten, extra={"protocol": "full", "steps": 10}),
+            passes([[0.5, 0.5]], **ten, interventions=("fast",), extra={"protocol": "full", "steps": 10}),
+            passes([[0.5, 0.5]], interventions=("unknown",), extra={"protocol": "full", "steps": 50}),
+        )
+        row = single(root, table, "fast")
+        assert (row["baseline_steps"], row["baseline_protocol"]) == (10, "full")
+        assert row["measured_latency_ratio"] == pytest.approx(latency_s(0.5, 10) / latency_s(1.5, 10))
+        other = single(root, table, "unknown")  # no whole baseline of fifty steps: the composed one
+        assert (other["protocol"], other["baseline_protocol"]) == ("full", "sampled")
+
+    def test_without_one_the_row_says_so(self, root: Path, tmp_path: Path) -> None:
+        row = single(root, rows(tmp_path, passes([[0.5, 0.5]], interventions=("fast",))), "fast")
+        assert row["note"] == "no baseline was measured"
+        assert pd.isna(row["measured_latency_ratio"])
+        assert row["predicted_latency_ratio"] == 1
+
+    def test_other_experiments_and_what_did_not_fit_are_left_alone(self, root: Path, tmp_path: Path) -> None:
+        record = make_record(config=configuration(interventions=("vae-tiling",)))
+        assert interventions.interventions_table(root, "h200", rows(tmp_path, [record])).empty
+
+    def test_an_unknown_name_is_refused(self, root: Path, tmp_path: Path) -> None:
+        table = rows(tmp_path, passes([[1.0, 1.0]], interventions=("gone",)))
+        with pytest.raises(UserError, match="there is no 'gone'"):
+            interventions.interventions_table(root, "h200", table)
+
+
+class TestPredicted:
+    def test_from_the_frozen_calibration(self, root: Path, tmp_path: Path) -> None:
+        table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[0.5, 0.5]], interventions=("unknown",)))
+        row = single(root, table, "unknown")
+        assert (row["predicted"], row["predicted_kind"]) == ("computed", "modelled")
+        assert row["calibration_sha256"] == interventions.savings_basis(root, "h200").sha256
+        assert row["predicted_latency_ratio_low"] < row["predicted_latency_ratio"] < 1
+        expected = 100 * (row["predicted_energy_ratio"] / row["measured_energy_ratio"] - 1)
+        assert row["energy_error_percent"] == pytest.approx(expected)
+
+    def test_what_was_committed_before_stands(self, root: Path, tmp_path: Path) -> None:
+        from t2v_energy.prediction.registered import COLUMNS, prediction_file
+
+        name = configuration(interventions=("unknown",)).id()
+        path = root / prediction_file("h200", "interventions")
+        path.parent.mkdir(parents=True)
+        cells = [name, "50", *(str(0.1 * n) for n in range(1, 8)), "a.json", "f" * 64]
+        path.write_text("\n".join([",".join(COLUMNS), ",".join(cells)]) + "\n")
+        table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[0.5, 0.5]], interventions=("unknown",)))
+        row = single(root, table, "unknown")
+        assert (row["predicted"], row["calibration_sha256"]) == ("registered", "f" * 64)
+        assert row["predicted_latency_ratio"] == pytest.approx(0.1)
+        assert row["predicted_energy_ratio_high"] == pytest.approx(0.6)
+
+    def test_what_nobody_can_predict_is_measured_all_the_same(self, root: Path, tmp_path: Path) -> None:
+        table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[1.5, 1.5]], attention_kernel="efficient"))
+        row = single(root, table, "attention-efficient")
+        assert "'efficient'" in row["note"]
+        assert pd.isna(row["predicted_latency_ratio"])
+        assert row["measured_latency_ratio"] > 1
+        assert interventions.budget_table(root, "h200", table).empty
+
+    def test_a_budget_for_every_row(self, root: Path, tmp_path: Path) -> None:
+        table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[0.5, 0.5]], interventions=("unknown",)))
+        budget = interventions.budget_table(root, "h200", table).set_index("class")
+        assert budget.loc["attention", "with_s"] == pytest.approx(budget.loc["attention", "without_s"] / 2)
+        assert len(budget) == 8
+
+
+class TestFromRecords:
+    def test_fidelity_of_the_pass_that_is_furthest_off(self, root: Path, tmp_path: Path) -> None:
+        values = {
+            "ssim": 0.9,
+            "ms_ssim": None,
+            "temporal_flickering": 0.8,
+            "reference_temporal_flickering": 0.7,
+        }
+        near, far = (
+            Fidelity(steps=4, relative_l2=l2, psnr_db=psnr, **values)
+            for l2, psnr in ((0.0, None), (0.1, 30.0))
+        )
+        changed = passes([[0.5, 0.5], [0.5, 0.5]], interventions=("fast",))
+        changed = [r.model_copy(update={"fidelity": f}) for r, f in zip(changed, (near, far), strict=True)]
+        row = single(root, rows(tmp_path / "a", passes([[1.0, 1.0], [1.0, 1.0]]), changed), "fast")
+        assert (row["relative_l2"], row["psnr_db"], row["ssim"], row["fidelity_steps"]) == (0.1, 30, 0.9, 4)
+        assert pd.isna(row["ms_ssim"])
+        changed = [r.model_copy(update={"fidelity": near}) for r in changed]
+        row = single(root, rows(tmp_path / "b", passes([[1.0, 1.0], [1.0, 1.0]]), changed), "fast")
+        assert row["psnr_db"] == inf
+
+    def test_settings_and_the_mean_of_what_was_counted(self, root: Path, tmp_path: Path) -> None:
+        first, second = passes([[0.5, 0.5], [0.5, 0.5]], interventions=("fast",))
+        more = [InterventionRecord(name="fast", kind="vae-tiling", evidence={"tiled_decodes": 5.0})]
+        changed = [first, second.model_copy(update={"interventions": more})]
+        row = single(root, rows(tmp_path, passes([[1.0, 1.0], [1.0, 1.0]]), changed), "fast")
+        assert json.loads(row["evidence"]) == {"fast": {"tiled_decodes": 4.0}}
+        assert json.loads(row["settings"]) == {"fast": {"kind": "vae-tiling"}}
+
+    def test_warm_ups_of_each_pass(self, tmp_path: Path) -> None:
+        """A warm-up of one step: 0.4 s of text encoder, the step, and what follows it."""
+        table = rows(tmp_path, passes([[1.0, 1.0], [2.0, 2.0]]))
+        seconds = [float(part) for part in table["first_warmup_s_passes"][0].split(";")]
+        energy = [float(part) for part in table["first_warmup_energy_Wh_passes"][0].split(";")]
+        assert seconds == pytest.approx([ONCE_S + 1.0, ONCE_S + 2.0])
+        assert energy == pytest.approx([(ONCE_J + s * LOOP_W) / 3600 for s in (1.0, 2.0)], rel=1e-3)
+
+    def test_compiling_is_what_the_warm_up_has_beyond_the_baselines(self) -> None:
+        common = {"records": "h200/x__sampled_r1.json;h200/x__sampled_r2.json"}
+        row = pd.Series(
+            common
+            | {"gpu_energy_Wh": 40.0, "first_warmup_s_passes": "60;30",
+               "first_warmup_energy_Wh_passes": "7.6;3.6"}
+        )  # fmt: skip
+        baseline = pd.Series(
+            common
+            | {"gpu_energy_Wh": 50.0, "first_warmup_s_passes": "10;10",
+               "first_warmup_energy_Wh_passes": "2;2"}
+        )  # fmt: skip
+        found = interventions.compile_costs(row, baseline, latency_ratio=0.7, energy_ratio=0.8)
+        assert found["compile_s"] == pytest.approx(60 - 7)
+        assert found["compile_energy_Wh"] == pytest.approx(7.6 - 1.6)
+        assert found["break_even_videos"] == pytest.approx(0.6)
+        free = baseline.copy()
+        free["gpu_energy_Wh"] = 39.0
+        assert np.isnan(interventions.compile_costs(row, free, 0.7, 1.1)["break_even_videos"])
+
+
+# --- token merging ------------------------------------------------------------------------------------------
+
+
+def merging_row(**changes: Any) -> dict[str, Any]:
+    """A row of interventions.csv that merges tokens."""
+    settings = {"kind": "token-merging", "method": "3d", "mode": "hidden", "ratio": 0.5, "stride": [2, 3, 3],
+                "every": 1, "last_block": None, "match_every": 1, "metric": "hidden"}  # fmt: skip
+    ratio = changes.pop("latency_ratio", 0.8)
+    settings |= {name: changes.pop(name) for name in [*changes] if name in settings}
+    row: dict[str, Any] = dict.fromkeys(interventions.COLUMNS, np.nan)
+    row |= {
+        "experiment": "token-merging", "model": "cogvideox-2b", "height": 480, "width": 720, "num_frames": 45,
+        "num_inference_steps": 50, "baseline_steps": 50, "intervention": "tome", "lossless": "no",
+        "measured_latency_ratio": ratio, "measured_latency_ratio_ci95": 0.01, "measured_energy_ratio": ratio,
+        "measured_energy_ratio_ci95": 0.01, "predicted_energy_ratio": ratio * 1.02,
+        "predicted_latency_ratio": ratio * 1.02, "predicted_energy_ratio_low": ratio,
+        "predicted_energy_ratio_high": ratio * 1.04, "predicted_latency_ratio_low": ratio,
+        "predicted_latency_ratio_high": ratio * 1.04, "energy_error_percent": 2.0,
+        "latency_error_percent": 2.0, "predicted": "registered", "uncited_parts": 1,
+        "settings": json.dumps({"tome": settings}), "configuration_id": "c", "protocol": "sampled",
+        "videos_per_hour": 100 / ratio,
+    }  # fmt: skip
+    return row | changes
+
+
+@pytest.fixture
+def grid() -> pd.DataFrame:
+    """Two methods, two ratios, three strides, two choices of blocks; attnbin takes 5 % longer."""
+    return pd.DataFrame(
+        merging_row(
+            method=method, ratio=ratio, stride=stride, **blocks,
+            latency_ratio=(1 - 0.4 * ratio) * (1.05 if method == "attnbin" else 1.0),
+        )
+        for method in ("3d", "attnbin")
+        for ratio in (0.3, 0.5)
+        for stride in ([1, 3, 3], [2, 3, 3], [4, 6, 9])
+        for blocks in ({"every": 2}, {"last_block": 27})
+    )  # fmt: skip
+
+
+class TestMerging:
+    def test_settings_become_columns(self, grid: pd.DataFrame) -> None:
+        table = interventions.merging_table(grid)
+        assert list(table.columns) == list(interventions.MERGING_COLUMNS)
+        assert set(table["blocks"]) == {"every second", "0–27"}
+        assert set(table["stride"]) == {"1×3×3", "2×3×3", "4×6×9"}
+        assert np.allclose(table["throughput_ratio"] * table["measured_latency_ratio"], 1)
+
+    def test_stacks_and_other_kinds_are_no_part_of_it(self, grid: pd.DataFrame) -> None:
+        other = merging_row() | {"settings": json.dumps({"fast": {"kind": "vae-tiling"}})}
+        stack = merging_row(intervention="compile+tome")
+        unmeasured = merging_row() | {"measured_latency_ratio": np.nan}
+        empty = merging_row() | {"settings": np.nan}
+        table = pd.DataFrame([*grid.to_dict("records"), other, stack, unmeasured, empty])
+        assert len(interventions.merging_table(table)) == len(grid)
+
+    def test_methods_are_compared_at_the_same_settings(self, grid: pd.DataFrame) -> None:
+        lone = merging_row(method="attnbin", ratio=0.7)
+        merging = interventions.merging_table(pd.DataFrame([*grid.to_dict("records"), lone]))
+        methods = interventions.methods_table(merging)
+        assert len(methods) == 12
+        assert methods["attnbin_over_3d"].to_numpy() == pytest.approx(1.05)
+
+    def test_the_projects_findings_as_numbers(self, grid: pd.DataFrame) -> None:
+        found = numbers(grid)
+        assert found["merging.methods.pairs"].value == 12
+        assert found["merging.methods.attnbin_slower"].value == 12
+        assert found["merging.methods.attnbin_excess_median"].value == pytest.approx(5)
+        assert found["merging.cogvideox-2b.rows"].value == found["merging.cogvideox-2b.rise"].value == 24
+        assert found["merging.cogvideox-2b.ratio_pairs"].value == 12
+        assert found["merging.cogvideox-2b.ratio_pairs_rise"].value == 12
+        assert found["merging.cogvideox-2b.throughput_max"].value == pytest.approx(1 / 0.8)
+
+    def test_findings_that_do_not_hold_are_seen(self, grid: pd.DataFrame) -> None:
+        turned = grid.assign(measured_latency_ratio=1.5 - grid["measured_latency_ratio"])
+        found = numbers(turned)
+        assert found["merging.methods.attnbin_slower"].value == 0
+        assert found["merging.cogvideox-2b.ratio_pairs_rise"].value == 0
+
+    def test_the_figure(self, grid: pd.DataFrame, tmp_path: Path) -> None:
+        wan = merging_row(model="wan2.1-t2v-1.3b", mode="kv", match_every=5)
+        merging = interventions.merging_table(pd.DataFrame([*grid.to_dict("records"), wan]))
+        figure = interventions_figure.figure_merging(merging)
+        assert_legible(figure)
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        assert len(shown) == 6  # two choices of blocks and Wan, energy and throughput of each
+        points = [
+            y for axes in shown for line in axes.lines for y in line.get_ydata() if line.get_marker() in "os^"
+        ]
+        for value in (0.8 * 1.05, 1 / (0.88 * 1.05)):
+            assert np.isclose(points, value).any()
+        first, again = (style.save(interventions_figure.figure_merging(merging), tmp_path / n) for n in "ab")
+        assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+
+    def test_many_panels_go_below_one_another(self, grid: pd.DataFrame) -> None:
+        merging = interventions.merging_table(grid)
+        several = pd.concat([merging, merging.assign(model="a"), merging.assign(model="b")])
+        assert_legible(interventions_figure.figure_merging(several))
+
+
+# --- figure 7 and numbers -----------------------------------------------------------------------------------
+
+
+def numbers(table: pd.DataFrame) -> dict[str, Number]:
+    merging = interventions.merging_table(table)
+    methods = interventions.methods_table(merging)
+    return interventions_numbers.interventions_numbers(table, merging, methods, "t")
+
+
+def planted_table() -> pd.DataFrame:
+    """Forty-eight rows: sixteen interventions at three sizes, one of them a long stack."""
+    names = [f"intervention-{index}" for index in range(14)]
+    names += ["attention-flash", "compile+magcache-0.12-k2+vae-bfloat16+fp8-rowwise"]
+    sizes = [("wan2.1-t2v-1.3b", 720, 1280), ("wan2.1-t2v-1.3b", 480, 832), ("wan2.1-t2v-14b", 720, 1280)]
+    found = []
+    for number, (model, height, width) in enumerate(sizes):
+        for index, name in enumerate(names):
+            kinds = {
+                part: {"kind": part.split("-")[0]} for part in name.split("+") if part != "attention-flash"
+            }
+            ratio = 1.4 if name == "attention-flash" else 0.95 - 0.04 * index - 0.02 * number
+            row = merging_row(latency_ratio=ratio)
+            found.append(
+                row
+                | {"experiment": "interventions", "model": model, "height": height, "width": width,
+                   "num_frames": 81, "intervention": name, "uncited_parts": 0,
+                   "settings": json.dumps(kinds) if kinds else "",
+                   "configuration_id": f"{model}-{name}", "cited_quality": "PSNR 23 dB", "source": "a test",
+                   "energy_error_percent": 0.1 * index * (-1) ** index, "compile_energy_Wh": 5.0,
+                   "compile_s": 60.0, "break_even_videos": 0.4}
+            )  # fmt: skip
+    return pd.DataFrame(found)
+
+
+class TestFigure7:
+    def test_it_is_legible_with_as_many_rows_as_a_campaign_has(self) -> None:
+        table = planted_table()
+        figure = interventions_figure.figure_interventions(table)
+        assert len(table) >= 40
+        assert_legible(figure)
+        assert [axes.get_xlabel() for axes in figure.axes] == list(interventions_figure.PANELS.values())
+
+    def test_it_shows_what_the_table_says(self) -> None:
+        table = planted_table()
+        figure = interventions_figure.figure_interventions(table)
+        for axes, name in zip(figure.axes, ("energy", "latency"), strict=True):
+            dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+            bars = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+            assert sorted(dots) == pytest.approx(sorted(table[f"measured_{name}_ratio"]))
+            assert sorted(bars) == pytest.approx(sorted(table[f"predicted_{name}_ratio"]))
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert len(labels) == len(table)
+        assert "compile + magcache-0.12-k2\nvae-bfloat16 + fp8-rowwise" in labels
+
+    def test_without_a_counter_there_is_one_panel(self) -> None:
+        table = planted_table().assign(measured_energy_ratio=np.nan)
+        figure = interventions_figure.figure_interventions(table)
+        assert [axes.get_xlabel() for axes in figure.axes] == ["Latency, with / without"]
+        assert_legible(figure)
+
+    def test_without_rows_it_says_so(self) -> None:
+        for figure in (
+            interventions_figure.figure_interventions(planted_table()[:0]),
+            interventions_figure.figure_merging(pd.DataFrame(columns=list(interventions.MERGING_COLUMNS))),
+        ):
+            assert "was measured" in figure.texts[0].get_text()
+            assert_legible(figure)
+
+
+class TestNumbers:
+    def test_errors_and_counts(self) -> None:
+        table = planted_table()
+        found = numbers(table)
+        assert found["interventions.rows"].value == 48
+        assert found["interventions.models"].value == 2
+        assert found["interventions.registered"].value == 48
+        size = table["energy_error_percent"].abs()
+        assert found["interventions.gpu_energy_error_median"].value == pytest.approx(size.median())
+        assert found["interventions.gpu_energy_error_worst"].value == pytest.approx(size.max())
+        assert found["interventions.gpu_energy_coverage"].value == 100
+
+    def test_the_best_stack_against_both_baselines(self) -> None:
+        found = numbers(planted_table())
+        ratio = 0.95 - 0.04 * 15
+        assert (
+            found["interventions.best.name"].value
+            == "compile + magcache-0.12-k2 + vae-bfloat16 + fp8-rowwise"
+        )
+        assert found["interventions.best.gpu_energy_factor"].value == pytest.approx(1 / ratio)
+        assert found["interventions.best.gpu_energy_factor_flash"].value == pytest.approx(1.4 / ratio)
+        assert found["interventions.best.quality"].value == "PSNR 23 dB"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"uncited_parts": 1},
+            {"num_inference_steps": 25},
+            {"settings": json.dumps({"compile": {"kind": "cfg-truncation"}})},
+        ],
+    )
+    def test_the_best_keeps_steps_guidance_and_cited_quality(self, change: dict[str, Any]) -> None:
+        table = planted_table()
+        best = table["intervention"].str.startswith("compile+")
+        for column, value in change.items():
+            table.loc[best, column] = value
+        assert numbers(table)["interventions.best.name"].value == "intervention-13"
+
+    def test_what_compiling_costs(self) -> None:
+        table = planted_table()
+        table.loc[table["intervention"] == "intervention-0", "settings"] = json.dumps(
+            {"intervention-0": {"kind": "compile"}}
+        )
+        found = numbers(table)
+        assert found["interventions.compile.wan2.1-t2v-14b.720x1280.energy"].value == 5
+        assert found["interventions.compile.wan2.1-t2v-14b.720x1280.break_even"].value == pytest.approx(0.4)
+
+    def test_lossless_ones_by_how_far_they_are_off(self) -> None:
+        table = planted_table().assign(lossless="yes", relative_l2=0.0)
+        table.loc[3, "relative_l2"] = 1e-6
+        found = numbers(table)
+        assert found["interventions.lossless.identical"].value == 47
+        assert found["interventions.lossless.relative_l2_most"].value == 1e-6
+
+    def test_nothing_measured_gives_no_numbers(self) -> None:
+        assert numbers(planted_table()[:0]) == {}

@@ -1,0 +1,511 @@
+"""What interventions save: measured against the unmodified pipeline, beside what was predicted.
+
+Experiments ``interventions`` and ``token-merging`` measure changed pipelines and, on the same board, the
+unmodified one: no interventions, torch's own attention kernel, the same model, size and steps.  Passes
+alternate, so each pass of a changed pipeline is divided by the same pass of its baseline: what drifts from
+pass to pass cancels.  A ratio is the geometric mean over the passes, with / without.
+
+Its 95 % interval (:func:`paired_ratio`) is of the passes' ratios from three passes on (Student's t over their
+logarithms); with fewer, of repetition within the passes (the two rows' relative intervals in quadrature); two
+passes of one generation each have the t-interval over two.  ``interval_of`` says which.
+
+Predictions are those that were committed before measuring (:mod:`t2v_energy.prediction.registered`); without
+any, they are computed from the calibration of :func:`t2v_energy.prediction.savings.savings_basis`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, hypot, isfinite, log, nan, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student_t
+
+from t2v_energy.analysis.kernels import DEFAULT, asked_kernel
+from t2v_energy.analysis.validation import half_width
+from t2v_energy.config import Configuration, load_campaign, load_model
+from t2v_energy.errors import UserError
+from t2v_energy.interventions import Named, named
+from t2v_energy.prediction.registered import baseline_steps, read_registered
+from t2v_energy.prediction.savings import (
+    Basis,
+    Compared,
+    Saving,
+    budget,
+    predict_savings,
+    savings_basis,
+)
+
+EXPERIMENTS = ("interventions", "token-merging")
+FEWER_STEPS = "fewer-steps"
+LOSSY_KERNELS = ("sage",)
+"""Attention kernels that compute in fewer bits; the others differ by rounding."""
+COMPILED = "compile"
+"""Kind of the intervention whose own cost is counted, before the first video."""
+CONFIDENCE = 0.95
+MIN_PASSES_AS_UNITS = 3
+QUANTITIES = {"latency_s": "latency", "gpu_energy_Wh": "energy"}
+
+COLUMNS = (
+    "intervention", "model", "height", "width", "num_frames", "num_inference_steps",
+    "predicted_energy_ratio", "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
+    "videos_per_hour", "memory_ratio", "denoiser_flop_ratio", "lossless", "relative_l2", "psnr_db", "ssim",
+    "cited_quality", "source", "uncited_parts",
+    "experiment", "configuration_id", "protocol", "attention_kernel", "baseline_steps", "baseline_protocol",
+    "baseline_kernel", "passes", "n", "interval_of", "same_board", "measured_latency_ratio_ci95",
+    "predicted_energy_ratio_low", "predicted_energy_ratio_high", "predicted_latency_ratio",
+    "predicted_latency_ratio_low", "predicted_latency_ratio_high", "energy_error_percent",
+    "latency_error_percent", "predicted", "calibration_sha256", "expected_source", "latency_s",
+    "gpu_energy_Wh", "baseline_latency_s", "baseline_gpu_energy_Wh", "ms_ssim", "temporal_flickering",
+    "reference_temporal_flickering", "fidelity_steps", "compile_s", "compile_energy_Wh", "break_even_videos",
+    "settings", "evidence", "measured_kind", "predicted_kind", "flags", "note",
+)  # fmt: skip
+"""Columns of interventions.csv; docs/tables.md describes them."""
+SIZES = ("model", "height", "width", "num_frames", "num_inference_steps")
+COPIED = (
+    "experiment", "configuration_id", "protocol", "attention_kernel", "latency_s", "gpu_energy_Wh",
+    "fidelity_steps", "relative_l2", "psnr_db", "ssim", "ms_ssim", "temporal_flickering",
+    "reference_temporal_flickering", "flags",
+)  # fmt: skip
+"""Columns that are configurations.csv's own."""
+
+
+# --- what is compared with what -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of configurations.csv that differs from its baseline, and that baseline.
+
+    Attributes:
+        row: with the changed pipeline.
+        baseline: without; None where none was measured.
+        configuration: what was asked for.
+        baseline_steps: the baseline's.
+        interventions: entries of the catalogue, in their order.
+    """
+
+    row: pd.Series
+    baseline: pd.Series | None
+    configuration: Configuration
+    baseline_steps: int
+    interventions: tuple[Named, ...]
+
+    @property
+    def name(self) -> str:
+        """All that differs: ``attention-flash+fewer-steps+magcache``."""
+        c = self.configuration
+        kernel = [f"attention-{c.attention_kernel}"] if c.attention_kernel else []
+        fewer = [FEWER_STEPS] if c.num_inference_steps < self.baseline_steps else []
+        return "+".join([*kernel, *fewer, *c.interventions])
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output differs by rounding at most."""
+        lossy = (
+            self.configuration.attention_kernel in LOSSY_KERNELS
+            or self.configuration.num_inference_steps < self.baseline_steps
+        )
+        return not lossy and all(entry.intervention.lossless for entry in self.interventions)
+
+    @property
+    def uncited_parts(self) -> int:
+        """Parts that are not lossless and have no cited quality figure."""
+        kernel = self.configuration.attention_kernel in LOSSY_KERNELS
+        fewer = self.configuration.num_inference_steps < self.baseline_steps
+        own = [entry.intervention for entry in self.interventions]
+        return kernel + fewer + sum(not part.lossless and part.quality is None for part in own)
+
+
+def read_entries(root: Path, rows: pd.DataFrame) -> list[Entry]:
+    """Every row of the experiments that is no baseline, in the table's order.
+
+    Args:
+        rows: configurations.csv; only status ``ok`` is read.
+
+    Raises:
+        UserError: a row names an intervention that config/interventions.yaml has not.
+    """
+    known = rows[rows["experiment"].isin(EXPERIMENTS) & (rows["status"] == "ok")]
+    found = []
+    for _, of_experiment in known.groupby("experiment", sort=False):
+        configurations = {index: _configuration(root, row) for index, row in of_experiment.iterrows()}
+        for index, row in of_experiment.iterrows():
+            entry = _entry(root, of_experiment, configurations, index, row)
+            if entry:
+                found.append(entry)
+    return found
+
+
+def _configuration(root: Path, row: pd.Series) -> Configuration:
+    """What a row was asked for, as far as its cost depends on it."""
+    model = load_model(root, str(row["model"]))
+    asked = asked_kernel(str(row["configuration_id"]))
+    values: dict[str, Any] = {
+        "model": model.key,
+        **{name: int(row[name]) for name in ("height", "width", "num_frames", "num_inference_steps")},
+        "guidance_scale": model.defaults.guidance_scale,
+        "attention_kernel": None if asked == DEFAULT else asked,
+        "interventions": () if pd.isna(row["intervention"]) else tuple(_names(row)),
+    }
+    return Configuration(**values)
+
+
+def _names(row: pd.Series) -> list[str]:
+    return [name for name in str(row["intervention"]).split("+") if name]
+
+
+def _entry(
+    root: Path, rows: pd.DataFrame, configurations: Mapping[Any, Configuration], index: Any, row: pd.Series
+) -> Entry | None:
+    """None of a baseline."""
+    configuration = configurations[index]
+    steps = baseline_steps(configuration, configurations.values())
+    changed = configuration.interventions or configuration.attention_kernel
+    if not changed and steps == configuration.num_inference_steps:
+        return None
+    wanted = configuration.model_copy(
+        update={"interventions": (), "attention_kernel": None, "num_inference_steps": steps}
+    )
+    unmodified = rows[[configurations[place] == wanted for place in rows.index]]
+    alike = unmodified[unmodified["protocol"] == row["protocol"]]
+    found = alike if len(alike) else unmodified
+    entries = named(root, configuration.interventions, f"experiment {row['experiment']}")
+    own = configuration.num_inference_steps
+    return Entry(
+        row,
+        found.iloc[0] if len(found) else None,
+        configuration,
+        own if steps is None else steps,
+        tuple(entries),
+    )
+
+
+# --- ratios -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One quantity, with / without.
+
+    Attributes:
+        value: geometric mean over the passes.
+        ci95: half-width of its 95 % interval; NaN where it cannot be told.
+        passes: how many passes both have.
+        interval_of: ``passes``, ``repetition``, or empty.
+    """
+
+    value: float
+    ci95: float
+    passes: int
+    interval_of: str
+
+
+def paired_ratio(row: pd.Series, baseline: pd.Series, quantity: str) -> Ratio:
+    """Ratio of two rows of configurations.csv, pass by pass; see the module's description.
+
+    Where no pass has both, it is the ratio of the rows' means, without an interval.
+    """
+    own, other = (_by_pass(r, quantity) for r in (row, baseline))
+    shared = sorted(own.keys() & other.keys())
+    if not shared:
+        return Ratio(float(row[quantity]) / float(baseline[quantity]), nan, 0, "")
+    logs = np.array([log(own[index] / other[index]) for index in shared])
+    ratio = exp(float(logs.mean()))
+    relative = hypot(*(half_width(r, quantity) / float(r[quantity]) for r in (row, baseline)))
+    if len(shared) < MIN_PASSES_AS_UNITS and isfinite(relative):
+        return Ratio(ratio, ratio * relative, len(shared), "repetition")
+    if len(shared) < 2:
+        return Ratio(ratio, nan, 1, "")
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(shared) - 1))
+    half = quantile * float(logs.std(ddof=1)) / sqrt(len(shared))
+    return Ratio(ratio, ratio * half, len(shared), "passes")
+
+
+def _by_pass(row: pd.Series, quantity: str) -> dict[int, float]:
+    """Mean of each pass by its number; nothing where passes cannot be told apart or have no such quantity."""
+    means = _numbers(row[f"{quantity}_pass_means"])
+    indices = _passes(row)
+    return dict(zip(indices, means, strict=True)) if len(means) == len(indices) else {}
+
+
+def _passes(row: pd.Series) -> list[int]:
+    """Number of each pass, in the table's order, from the records' names."""
+    return [int(name.rpartition("_r")[2].removesuffix(".json")) for name in str(row["records"]).split(";")]
+
+
+def _numbers(cell: object) -> list[float]:
+    """Numbers of a cell, joined by ``;``; a single one is read as a number."""
+    return [] if pd.isna(cell) else [float(part) for part in str(cell).split(";")]  # type: ignore[call-overload]
+
+
+def same_board(row: pd.Series, baseline: pd.Series) -> str:
+    """Whether each pass ran on its baseline's board: ``yes``, ``no``, or empty where none is known."""
+    boards = [dict(zip(_passes(r), str(r["gpu_uuids"]).split(";"), strict=False)) for r in (row, baseline)]
+    shared = boards[0].keys() & boards[1].keys()
+    if pd.isna(row["gpu_uuids"]) or pd.isna(baseline["gpu_uuids"]) or not shared:
+        return ""
+    return "yes" if all(boards[0][index] == boards[1][index] for index in shared) else "no"
+
+
+# --- predictions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted of an entry.
+
+    Attributes:
+        saving: None where nothing can be predicted; ``note`` says why.
+        origin: ``registered`` (committed before measuring), ``computed``, or empty.
+        calibration_sha256: of the calibration's file; empty where rates are presumed or shipped ones.
+    """
+
+    saving: Saving | None
+    origin: str
+    calibration_sha256: str
+    note: str = ""
+
+
+def predictions(root: Path, campaign: str, entries: Sequence[Entry]) -> list[Predicted]:
+    """Predictions of all entries, in their order.
+
+    Raises:
+        UserError: the frozen calibration is not the one whose checksum is in config/savings.yaml, or a file
+            of predictions cannot be read.
+    """
+    registered = read_registered(root, campaign, EXPERIMENTS)
+    basis = savings_basis(root, load_campaign(root, campaign).accelerator)
+    found = []
+    for entry in entries:
+        known = registered.get((str(entry.row["experiment"]), str(entry.row["configuration_id"])))
+        if known and known.baseline_steps == entry.baseline_steps:
+            found.append(Predicted(known.saving, "registered", known.calibration_sha256))
+        else:
+            found.append(_computed(root, basis, entry))
+    return found
+
+
+def _computed(root: Path, basis: Basis, entry: Entry) -> Predicted:
+    if load_model(root, entry.configuration.model).architecture == "other":
+        return Predicted(None, "", "", "no closed forms count this model")
+    pair = Compared(entry.configuration, entry.baseline_steps)
+    try:
+        (saving,) = predict_savings(root, basis.calibration, [pair])
+    except UserError as error:  # such as a kernel whose rate nobody knows here: measured all the same
+        return Predicted(None, "", "", error.what)
+    return Predicted(saving, "computed", basis.sha256)
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+def interventions_table(root: Path, campaign: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """``interventions.csv``, columns :data:`COLUMNS`; empty where nothing of it was measured.
+
+    Raises:
+        UserError: see :func:`read_entries` and :func:`predictions`.
+    """
+    entries = read_entries(root, rows)
+    predicted = predictions(root, campaign, entries) if entries else []
+    table = [_row(entry, prediction) for entry, prediction in zip(entries, predicted, strict=True)]
+    ordered = ["experiment", "model", "height", "width", "num_frames"]
+    return pd.DataFrame(table, columns=list(COLUMNS)).sort_values(ordered, kind="stable", ignore_index=True)
+
+
+def _row(entry: Entry, predicted: Predicted) -> dict[str, Any]:
+    row, c = entry.row, entry.configuration
+    found: dict[str, Any] = dict.fromkeys(COLUMNS)
+    found |= {name: getattr(c, name) for name in SIZES} | {name: row[name] for name in COPIED}
+    found |= {
+        "intervention": entry.name,
+        "baseline_steps": entry.baseline_steps,
+        "videos_per_hour": 3600 / float(row["latency_s"]),
+        "lossless": "yes" if entry.lossless else "no",
+        "uncited_parts": entry.uncited_parts,
+        "n": int(row["latency_s_n"]),
+        "settings": row["intervention_settings"],
+        "evidence": row["intervention_evidence"],
+        "measured_kind": "measured",
+    }
+    found |= _cited(entry.interventions) | _predicted(predicted)
+    if entry.baseline is None:
+        return found | {"note": "; ".join(filter(None, [predicted.note, "no baseline was measured"]))}
+    return found | _measured(entry, entry.baseline, predicted.saving)
+
+
+def _measured(entry: Entry, baseline: pd.Series, saving: Saving | None) -> dict[str, Any]:
+    row = entry.row
+    ratios = {name: paired_ratio(row, baseline, quantity) for quantity, name in QUANTITIES.items()}
+    found: dict[str, Any] = {
+        "baseline_protocol": baseline["protocol"],
+        "baseline_kernel": baseline["attention_kernel"],
+        "baseline_latency_s": baseline["latency_s"],
+        "baseline_gpu_energy_Wh": baseline["gpu_energy_Wh"],
+        "passes": ratios["latency"].passes,
+        "interval_of": ratios["latency"].interval_of,
+        "same_board": same_board(row, baseline),
+        "memory_ratio": float(row["memory_allocated_GiB"]) / float(baseline["memory_allocated_GiB"]),
+    }
+    for name, ratio in ratios.items():
+        found |= {f"measured_{name}_ratio": ratio.value, f"measured_{name}_ratio_ci95": ratio.ci95}
+        if saving:
+            expected = saving.latency_ratio if name == "latency" else saving.gpu_energy_ratio
+            found[f"{name}_error_percent"] = 100 * (expected / ratio.value - 1)
+    kinds = [entry.intervention.kind for entry in entry.interventions]
+    if COMPILED in kinds and baseline["protocol"] == row["protocol"]:
+        found |= compile_costs(row, baseline, ratios["latency"].value, ratios["energy"].value)
+    return found
+
+
+def compile_costs(
+    row: pd.Series, baseline: pd.Series, latency_ratio: float, energy_ratio: float
+) -> dict[str, float]:
+    """What compiling takes before the first video, and how many videos pay for its energy.
+
+    Compiling happens in the first warm-up: that of the baseline, in the same pass, with as many steps, times
+    the measured ratio is what the warm-up would have been without it.  Of the passes the dearest counts:
+    later ones find what earlier ones compiled.  ``break_even_videos`` is NaN where a video saves nothing.
+    """
+    seconds, energy = (
+        _dearest(row, baseline, f"first_warmup_{quantity}_passes", ratio)
+        for quantity, ratio in (("s", latency_ratio), ("energy_Wh", energy_ratio))
+    )
+    saved = float(baseline["gpu_energy_Wh"]) - float(row["gpu_energy_Wh"])
+    return {
+        "compile_s": seconds,
+        "compile_energy_Wh": energy,
+        "break_even_videos": energy / saved if saved > 0 else nan,
+    }
+
+
+def _dearest(row: pd.Series, baseline: pd.Series, column: str, ratio: float) -> float:
+    by_pass = []
+    for of in (row, baseline):
+        values, indices = _numbers(of[column]), _passes(of)
+        by_pass.append(dict(zip(indices, values, strict=True)) if len(values) == len(indices) else {})
+    extra = [by_pass[0][index] - ratio * by_pass[1][index] for index in by_pass[0].keys() & by_pass[1].keys()]
+    return max(extra, default=nan)
+
+
+def _cited(entries: Iterable[Named]) -> dict[str, str]:
+    """Picture quality and expected rates of each part, with where they are from."""
+    qualities = {entry.name: entry.intervention.quality for entry in entries}
+    expected = {entry.name: entry.intervention.expected for entry in entries}
+    several = len(qualities) > 1
+    return {
+        "cited_quality": "; ".join(
+            f"{name}: {q.figure}" if several else q.figure for name, q in qualities.items() if q
+        ),
+        "source": "; ".join(dict.fromkeys(q.source for q in qualities.values() if q)),
+        "expected_source": "; ".join(
+            f"{name}: {e.source}" if several else e.source for name, e in expected.items() if e
+        ),
+    }
+
+
+def _predicted(predicted: Predicted) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "predicted": predicted.origin,
+        "calibration_sha256": predicted.calibration_sha256,
+        "note": predicted.note,
+    }
+    saving = predicted.saving
+    if saving is None:
+        return found
+    for name, quantity in (("energy", "gpu_energy"), ("latency", "latency")):
+        for end in ("", "_low", "_high"):
+            found[f"predicted_{name}_ratio{end}"] = getattr(saving, f"{quantity}_ratio{end}")
+    return found | {"denoiser_flop_ratio": saving.denoiser_flop_ratio, "predicted_kind": "modelled"}
+
+
+BUDGET_COLUMNS = (
+    "experiment", "configuration_id", "intervention", "class", "without_s", "with_s", "without_Wh", "with_Wh",
+    "kind",
+)  # fmt: skip
+"""Columns of interventions_budget.csv."""
+
+
+def budget_table(root: Path, campaign: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """``interventions_budget.csv``: predicted costs by class of work, without and with, of every entry.
+
+    Entries that cannot be predicted are left out, as they are in the predictions.
+    """
+    basis = savings_basis(root, load_campaign(root, campaign).accelerator)
+    found = []
+    for entry in read_entries(root, rows):
+        if _computed(root, basis, entry).saving is None:
+            continue
+        own = (str(entry.row["experiment"]), str(entry.row["configuration_id"]), entry.name)
+        costs = budget(root, basis.calibration, Compared(entry.configuration, entry.baseline_steps))
+        found += [(*own, name, *of_class, "modelled") for name, of_class in costs.items()]
+    return pd.DataFrame(found, columns=list(BUDGET_COLUMNS))
+
+
+# --- token merging ------------------------------------------------------------------------------------------
+
+MERGING = "token-merging"
+"""Kind of the intervention."""
+MERGING_SETTINGS = ("method", "mode", "ratio", "stride", "blocks", "match_every", "metric")
+MERGING_COLUMNS = (
+    "experiment", "model", "height", "width", "num_frames", "intervention", *MERGING_SETTINGS,
+    "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
+    "measured_latency_ratio_ci95", "throughput_ratio", "videos_per_hour", "predicted_energy_ratio",
+    "predicted_latency_ratio", "denoiser_flop_ratio", "relative_l2", "psnr_db",
+)  # fmt: skip
+"""Columns of merging.csv."""
+METHODS_COLUMNS = (
+    "experiment", "model", "height", "width", "num_frames", *MERGING_SETTINGS[1:], "latency_ratio_3d",
+    "latency_ratio_attnbin", "attnbin_over_3d",
+)  # fmt: skip
+"""Columns of merging_methods.csv."""
+
+
+def merging_table(table: pd.DataFrame) -> pd.DataFrame:
+    """``merging.csv``: rows of interventions.csv that merge tokens and change nothing else, with settings.
+
+    ``throughput_ratio`` is videos an hour, with / without.
+    """
+    found = []
+    for _, row in table.iterrows():
+        settings = _merging_settings(row)
+        if settings and isfinite(row["measured_latency_ratio"]):
+            kept = {name: row[name] for name in MERGING_COLUMNS if name in row.index}
+            found.append(kept | settings | {"throughput_ratio": 1 / row["measured_latency_ratio"]})
+    return pd.DataFrame(found, columns=list(MERGING_COLUMNS))
+
+
+def _merging_settings(row: pd.Series) -> dict[str, Any]:
+    """Settings of the one intervention of a row, if it merges tokens; else nothing."""
+    if "+" in str(row["intervention"]) or not isinstance(row["settings"], str) or not row["settings"]:
+        return {}
+    (settings,) = json.loads(row["settings"]).values()
+    if settings["kind"] != MERGING:
+        return {}
+    return {
+        "stride": "×".join(map(str, settings["stride"])),
+        "blocks": _blocks(settings["every"], settings["last_block"]),
+        **{name: settings[name] for name in ("method", "mode", "ratio", "match_every", "metric")},
+    }
+
+
+def _blocks(every: int, last: int | None) -> str:
+    which = "all" if every == 1 else "every second" if every == 2 else f"every {every}th"
+    return which if last is None else f"0–{last}" if every == 1 else f"{which} of 0–{last}"
+
+
+def methods_table(merging: pd.DataFrame) -> pd.DataFrame:
+    """``merging_methods.csv``: settings measured with both methods, and attnbin's latency over 3d's."""
+    alike = list(METHODS_COLUMNS[:-3])
+    three, binned = (merging[merging["method"] == m].set_index(alike) for m in ("3d", "attnbin"))
+    found = [
+        (*key, three.loc[key, "measured_latency_ratio"], binned.loc[key, "measured_latency_ratio"])
+        for key in three.index.intersection(binned.index)
+    ]
+    rows = [(*row, row[-1] / row[-2]) for row in found]
+    return pd.DataFrame(rows, columns=list(METHODS_COLUMNS))
