@@ -569,9 +569,15 @@ class TestEntries:
         assert caught.value.remedy.startswith("did you mean 'vae-tiling'? known: ")
 
     def test_interventions_are_part_of_the_configuration(self, root: Path) -> None:
-        plain, tiled = tiny_entries(root, self.SIZE, self.SIZE | {"interventions": ["vae-tiling"]})
+        size = self.SIZE | {"width": 272}
+        plain, tiled = tiny_entries(root, size, size | {"interventions": ["vae-tiling"]})
         assert (plain.configuration.interventions, tiled.configuration.interventions) == ((), ("vae-tiling",))
         assert tiled.id == f"{plain.id}__vae-tiling"
+
+    def test_one_that_does_not_fit_is_refused_before_anything_is_measured(self, root: Path) -> None:
+        with pytest.raises(UserError, match="fits into one tile, so nothing would change") as caught:
+            tiny_entries(root, {}, self.SIZE | {"interventions": ["vae-tiling"]})
+        assert caught.value.where == "config/campaigns/tiny.yaml, experiments.resolution.vary[1], vae-tiling"
 
 
 class TestIds:

@@ -91,9 +91,13 @@ def configuration(**changes: Any) -> Configuration:
     return Configuration(**{**values, "guidance_scale": 5.0, **changes})
 
 
-@cache
 def pipeline(key: str = "tiny-wan") -> Any:
     """One built pipeline of each model for the whole session; nobody may change it for good."""
+    return _built(key)
+
+
+@cache
+def _built(key: str) -> Any:
     from t2v_energy.models.build import build_pipeline
 
     return build_pipeline(model(key), "random", "cpu", 0)

@@ -1,177 +1,186 @@
-"""Interventions are applied for one measurement and undone, and what they do is seen."""
+"""Interventions are named, checked, applied for one measurement and undone, and what they do is seen."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
+from generations import folder_with
 from t2v_energy import interventions
 from t2v_energy.errors import UserError
-from t2v_energy.interventions import applied, check_known, vae_tiling
+from t2v_energy.interventions import applied, catalogue, check_fits, named
+from t2v_energy.interventions.base import Change, Effect, Intervention, Target, Work, WorkClass
 
 NEVER = SimpleNamespace()  # a pipeline that nothing may touch
+LOG: list[str] = []
+
+
+class Noted(Intervention):
+    """Writes down when it is applied and undone; ``marks`` are its evidence."""
+
+    kind: ClassVar[str] = "noted"
+    text: str = "it"
+    marks: float = 1.0
+
+    def apply(self, target: Target) -> Change:
+        if target.pipeline == "unfit" and self.text == "two":
+            raise UserError(f"{self.text} does not fit")
+        LOG.append(f"{self.text} on {target.pipeline}")
+        return Change(lambda: LOG.append(f"{self.text} off"), lambda: {"marks": self.marks})
+
+    def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
+        return {"dense": 0.5, "attention": 0.8}
+
+
+class Scheduled(Noted):
+    """Depends on the step, and fits no video wider than high."""
+
+    kind: ClassVar[str] = "scheduled"
+    whole_schedule: ClassVar[bool] = True
+
+    def check(self, model: Any, configuration: Any) -> None:
+        if configuration.width > configuration.height:
+            raise self.refused("it is too wide", "make it square")
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are kinds, as if their module lay in the package."""
+    LOG.clear()
+    module = ModuleType("noted")
+    module.Noted, module.Scheduled = Noted, Scheduled  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "t2v_energy.interventions.noted", module)
+    known = {**interventions.KINDS, "noted": "noted.Noted", "scheduled": "noted.Scheduled"}
+    monkeypatch.setattr(interventions, "KINDS", known)
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two interventions, ``one`` and ``two``, that write down when they are applied and undone."""
-    written: list[str] = []
+def root(tmp_path: Path) -> Path:
+    return folder_with(
+        tmp_path,
+        "one: {kind: noted, text: one}\n"
+        "two: {kind: noted, text: two}\n"
+        "idle: {kind: noted, text: idle, marks: 0}\n"
+        "step-wise: {kind: scheduled}\n",
+    )
 
-    def module(name: str) -> ModuleType:
-        made = ModuleType(f"intervention_{name}")
 
-        def apply(pipeline: Any) -> Callable[[], None]:
-            if pipeline == "unfit":
-                raise UserError(f"{name} does not fit")
-            written.append(f"{name} on {pipeline}")
-            return lambda: written.append(f"{name} off")
-
-        made.apply = apply  # type: ignore[attr-defined]
-        return made
-
-    names = {name: f"intervention_{name}" for name in ("one", "two")}
-    for name, path in names.items():
-        monkeypatch.setitem(sys.modules, path, module(name))
-    monkeypatch.setattr(interventions, "MODULES", names)
-    return written
+def target(pipeline: Any = "pipeline") -> Target:
+    return Target(pipeline, tiny.model(), tiny.configuration())
 
 
 class TestApplied:
-    def test_in_order_and_undone_in_the_reverse_one(self, log: list[str]) -> None:
-        with applied(("two", "one"), "pipeline"):
-            assert log == ["two on pipeline", "one on pipeline"]
-        assert log[2:] == ["one off", "two off"]
+    def test_in_order_and_undone_in_the_reverse_one(self, root: Path) -> None:
+        with applied(named(root, ("two", "one"), "x"), target()):
+            assert LOG == ["two on pipeline", "one on pipeline"]
+        assert LOG[2:] == ["one off", "two off"]
 
-    def test_undone_after_an_error(self, log: list[str]) -> None:
-        with pytest.raises(ZeroDivisionError), applied(("one", "two"), "pipeline"):
+    def test_undone_after_an_error(self, root: Path) -> None:
+        with pytest.raises(ZeroDivisionError), applied(named(root, ("one", "two"), "x"), target()):
             raise ZeroDivisionError
-        assert log[2:] == ["two off", "one off"]
+        assert LOG[2:] == ["two off", "one off"]
 
-    def test_what_was_applied_before_one_that_does_not_fit_is_undone(
-        self, log: list[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def unfit(pipeline: Any) -> Callable[[], None]:
-            raise UserError("two does not fit")
-
-        monkeypatch.setattr(sys.modules["intervention_two"], "apply", unfit)
-        with pytest.raises(UserError, match="two does not fit"), applied(("one", "two"), "pipeline"):
-            raise AssertionError("the body must not run")
-        assert log == ["one on pipeline", "one off"]
-
-    def test_none_changes_nothing(self, log: list[str]) -> None:
-        with applied((), NEVER):
-            pass
-        assert log == []
-
-    def test_an_unknown_one_before_anything_is_applied(self, log: list[str]) -> None:
-        with pytest.raises(UserError, match="there is no 'three'"), applied(("one", "three"), "pipeline"):
-            raise AssertionError("the body must not run")
-        assert log == []
-
-
-class TestKnown:
-    def test_every_module_is_there(self) -> None:
-        import importlib
-
-        for path in interventions.MODULES.values():
-            assert callable(importlib.import_module(path).apply)
-
-    def test_the_nearest_is_suggested(self) -> None:
-        check_known(("vae-tiling",), "x")
-        with pytest.raises(UserError, match="there is no 'vae_tiling'") as caught:
-            check_known(("vae-tiling", "vae_tiling"), "the place")
-        assert caught.value.where == "the place"
-        assert caught.value.remedy.startswith("did you mean 'vae-tiling'?")
-
-    def test_or_all_are_listed_where_none_is_near(self) -> None:
-        with pytest.raises(UserError) as caught:
-            check_known(("zzz",), "x")
-        assert caught.value.remedy == "known: " + ", ".join(interventions.MODULES)
-
-
-@contextmanager
-def tiles_counted() -> Iterator[list[int]]:
-    """How many latent tiles the decoder computes in each ``tiled_decode``."""
-    vae_class = type(tiny.pipeline().vae)
-    whole, counts = vae_class.tiled_decode, []
-    decoder = type(tiny.pipeline().vae.decoder)
-    forward = decoder.forward
-
-    @functools.wraps(whole)
-    def counted(vae: Any, z: Any, *arguments: Any, **options: Any) -> Any:
-        counts.append(0)
-        return whole(vae, z, *arguments, **options)
-
-    @functools.wraps(forward)
-    def counted_forward(self: Any, *arguments: Any, **options: Any) -> Any:
-        if counts:
-            counts[-1] += 1
-        return forward(self, *arguments, **options)
-
-    vae_class.tiled_decode, decoder.forward = counted, counted_forward
-    try:
-        yield counts
-    finally:
-        vae_class.tiled_decode, decoder.forward = whole, forward
-
-
-class TestVaeTiling:
-    def decode(self, width: int = 34) -> Any:
-        torch = pytest.importorskip("torch")
-        latents = torch.linspace(-1, 1, 16 * 4 * width).reshape(1, 16, 1, 4, width)
-        with torch.no_grad():
-            return tiny.pipeline().vae.decode(latents, return_dict=False)[0]
-
-    def test_tiles_are_decoded_one_after_the_other(self) -> None:
-        torch = pytest.importorskip("torch")
-        with tiles_counted() as counts:
-            whole = self.decode()
-            assert counts == []
-            with applied(("vae-tiling",), tiny.pipeline()):
-                tiled = self.decode()
-            # 272 pixels wide, tiles of 256 every 192: two
-            assert counts == [2]
-            counts.clear()
-            again = self.decode()
-            assert counts == []
-        assert tiled.shape == whole.shape
-        assert torch.equal(again, whole)
-        # blended borders, and an attention that sees its tile alone: nearly the same, and not lossless
-        assert not torch.equal(tiled, whole)
-        assert torch.norm(tiled - whole) < 0.05 * torch.norm(whole)
-
-    def test_what_fits_into_one_tile_is_decoded_whole(self) -> None:
-        with tiles_counted() as counts, applied(("vae-tiling",), tiny.pipeline()):
-            self.decode(width=32)
-        assert counts == []
-
-    def test_it_is_off_after_an_error(self) -> None:
-        with pytest.raises(ZeroDivisionError), applied(("vae-tiling",), tiny.pipeline()):
-            raise ZeroDivisionError
-        assert not tiny.pipeline().vae.use_tiling
-
-    def test_twice_is_refused_and_the_first_is_undone(self) -> None:
+    def test_what_was_applied_before_one_that_does_not_fit_is_undone(self, root: Path) -> None:
         with (
-            pytest.raises(UserError, match="tiles already") as caught,
-            applied(("vae-tiling", "vae-tiling"), tiny.pipeline()),
+            pytest.raises(UserError, match="two does not fit"),
+            applied(named(root, ("one", "two"), "x"), target("unfit")),
+        ):
+            raise AssertionError("the body must not run")
+        assert LOG == ["one on unfit", "one off"]
+
+    def test_twice_is_refused_and_the_first_is_undone(self, root: Path) -> None:
+        with (
+            pytest.raises(UserError, match="one is listed twice") as caught,
+            applied(named(root, ("one", "one"), "x"), target()),
         ):
             raise AssertionError("the body must not run")
         assert caught.value.remedy == "list it once"
-        assert not tiny.pipeline().vae.use_tiling
+        assert LOG == ["one on pipeline", "one off"]
 
-    def test_a_vae_without_tiling(self) -> None:
-        class Plain:
-            """Has the base class's method, which raises, as all of diffusers' VAEs have."""
+    def test_none_changes_nothing(self, root: Path) -> None:
+        with applied([], target(NEVER)) as found:
+            assert found.evidence() == {}
+            found.check()
+        assert LOG == []
 
-            def enable_tiling(self) -> None:
-                raise NotImplementedError
 
-        with pytest.raises(UserError, match="vae-tiling: Plain cannot tile") as caught:
-            vae_tiling.apply(SimpleNamespace(vae=Plain()))
-        assert caught.value.where == "interventions"
+class TestEvidence:
+    def test_by_name(self, root: Path) -> None:
+        with applied(named(root, ("one", "idle"), "x"), target()) as found:
+            assert found.evidence() == {"one": {"marks": 1.0}, "idle": {"marks": 0.0}}
+
+    def test_one_that_did_nothing_is_an_error(self, root: Path) -> None:
+        with applied(named(root, ("one", "idle"), "x"), target()) as found:
+            with pytest.raises(UserError, match=r"idle changed nothing \(marks = 0\)"):
+                found.check()
+        with applied(named(root, ("one",), "x"), target()) as found:
+            found.check()
+
+
+class TestNamed:
+    def test_the_shipped_catalogue_has_every_kind(self) -> None:
+        found = catalogue(tiny.ROOT)
+        shipped = set(interventions.KINDS) - {"noted", "scheduled"}
+        assert {entry.kind for entry in found.values()} == shipped
+        assert [entry.name for entry in named(tiny.ROOT, ("vae-tiling",), "x")] == ["vae-tiling"]
+
+    def test_settings_are_the_entrys(self, root: Path) -> None:
+        (entry,) = named(root, ("two",), "x")
+        assert entry.intervention == Noted(text="two")
+
+    def test_the_nearest_is_suggested(self) -> None:
+        with pytest.raises(UserError, match="there is no 'vae_tiling'") as caught:
+            named(tiny.ROOT, ("vae-tiling", "vae_tiling"), "the place")
+        assert caught.value.where == "the place"
+        assert caught.value.remedy.startswith("did you mean 'vae-tiling'?")
+
+    def test_or_all_are_listed_where_none_is_near(self, root: Path) -> None:
+        with pytest.raises(UserError) as caught:
+            named(root, ("zzz",), "x")
+        assert caught.value.remedy == "known: one, two, idle, step-wise"
+
+    @pytest.mark.parametrize(
+        ("text", "what"),
+        [
+            ("one: {kind: nooted}", "kind: there is no 'nooted'"),
+            ("one: {}", "kind: there is no None"),
+            ("One: {kind: noted}", "'One' is not a name with settings"),
+            ("one: noted", "'one' is not a name with settings"),
+            ("one: {kind: noted, txt: a}", "txt"),
+        ],
+    )
+    def test_a_wrong_entry(self, tmp_path: Path, text: str, what: str) -> None:
+        with pytest.raises(UserError, match=what):
+            named(folder_with(tmp_path, text), ("one",), "x")
+
+
+class TestCheckFits:
+    def test_a_refusal_says_which_entry(self, root: Path) -> None:
+        wide = tiny.configuration(width=48, interventions=("step-wise",))
+        with pytest.raises(UserError, match="scheduled: it is too wide") as caught:
+            check_fits(root, tiny.model(), wide, "full", "the place")
+        assert (caught.value.where, caught.value.remedy) == ("the place, step-wise", "make it square")
+
+    def test_what_depends_on_the_step_needs_whole_generations(self, root: Path) -> None:
+        square = tiny.configuration(interventions=("step-wise",))
+        check_fits(root, tiny.model(), square, "full", "x")
+        with pytest.raises(UserError, match="step-wise depends on the denoising step") as caught:
+            check_fits(root, tiny.model(), square, "sampled", "x")
+        assert "protocol: full" in caught.value.remedy
+
+
+class TestEffect:
+    def test_counted_amounts_and_expected_rates(self, tmp_path: Path) -> None:
+        text = "one: {kind: noted, expected: {rate: {dense: 2}, power: {vae: 0.9}, source: a test}}"
+        (entry,) = named(folder_with(tmp_path, text), ("one",), "x")
+        effect = entry.intervention.effect(NEVER)  # type: ignore[arg-type]
+        assert effect == Effect({"dense": 0.5, "attention": 0.8}, {"dense": 2.0}, {"vae": 0.9})
+
+    def test_ratios_multiply(self) -> None:
+        both = Effect({"dense": 0.5}, {"vae": 2.0}).then(Effect({"dense": 0.5, "text": 3.0}, {"vae": 1.5}))
+        assert both == Effect({"dense": 0.25, "text": 3.0}, {"vae": 3.0})

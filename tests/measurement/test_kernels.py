@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from t2v_energy.errors import UserError
 
 torch = pytest.importorskip("torch")
-from t2v_energy.measurement.kernels import BACKENDS, KernelProbe, asked_for, available  # noqa: E402
+from t2v_energy.measurement.kernels import (  # noqa: E402
+    BACKENDS,
+    OPERATORS,
+    KernelProbe,
+    asked_for,
+    attention_replaced,
+    available,
+    sage_attention,
+    sage_fits,
+)
 
 
 def attend(mask: bool = False) -> torch.Tensor:
@@ -119,14 +130,101 @@ def test_nor_where_a_later_hook_refuses_the_call(denoiser: Attention) -> None:
     assert ran(attend) == ran(denoiser) == ["flash-cpu"]
 
 
-def test_sage_is_not_torchs(denoiser: Attention) -> None:
+def test_an_unknown_kernel(denoiser: Attention) -> None:
     with (
-        pytest.raises(UserError, match="'sage' is not one of torch's") as caught,
-        asked_for("sage", denoiser),
+        pytest.raises(UserError, match="there is no attention kernel 'sago'") as caught,
+        asked_for("sago", denoiser),
     ):
         pass
-    assert "cudnn, flash, efficient, math" in caught.value.remedy
+    assert "cudnn, flash, efficient, math, sage" in caught.value.remedy
     assert hooks(denoiser) == 0
+
+
+class OnGpu(Attention):
+    """Says that its weights are on a GPU."""
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter([SimpleNamespace(is_cuda=True)])
+
+
+class TestSage:
+    def test_it_is_refused_on_the_cpu(self, denoiser: Attention) -> None:
+        with (
+            pytest.raises(UserError, match="'sage' runs on a GPU alone") as caught,
+            asked_for("sage", denoiser),
+        ):
+            pass
+        assert caught.value.where == "attention_kernel"
+        assert hooks(denoiser) == 0
+
+    def test_and_where_it_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+        with (
+            pytest.raises(UserError, match="SageAttention is not installed") as caught,
+            asked_for("sage", OnGpu()),
+        ):
+            pass
+        assert caught.value.remedy == "pip install 't2v-energy[interventions]'"
+
+    def test_a_call_in_which_nothing_fits_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Heads of 32 in float32 do not: torch's kernel ran, and must not pass for Sage's."""
+        monkeypatch.setattr(importlib.util, "find_spec", lambda *_: True)
+        module = OnGpu()
+        with (
+            pytest.raises(UserError, match="no attention of OnGpu fits SageAttention"),
+            asked_for("sage", module),
+        ):
+            assert torch.equal(module(), attend())
+        assert hooks(module) == 0
+        with asked_for("sage", module):
+            pass  # never called: nothing to say
+
+    def test_torchs_function_is_back_afterwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda *_: True)
+        torchs, module = torch.nn.functional.scaled_dot_product_attention, OnGpu()
+        with pytest.raises(ZeroDivisionError), asked_for("sage", module):
+            module(fails=True)
+        assert torch.nn.functional.scaled_dot_product_attention is torchs
+
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "fits"),
+        [
+            ((1, 2, 64, 128), torch.bfloat16, True),
+            ((1, 2, 64, 64), torch.float16, True),
+            ((1, 2, 64, 128), torch.float32, False),
+            ((1, 2, 64, 48), torch.bfloat16, False),
+            ((2, 64, 128), torch.bfloat16, False),
+        ],
+    )
+    def test_what_fits(self, shape: tuple[int, ...], dtype: torch.dtype, fits: bool) -> None:
+        q = torch.zeros(shape, dtype=dtype)
+        assert sage_fits(q, q, q) == fits
+        assert not sage_fits(q, q, torch.zeros(shape, dtype=torch.int8))
+
+    def test_the_operator_stays_whole_and_is_seen(self) -> None:
+        """On shapes alone, for its kernels need a GPU: compiling leaves it a node of its own."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            q = torch.zeros(1, 2, 64, 128, dtype=torch.bfloat16).transpose(1, 2).contiguous().transpose(1, 2)
+            found = sage_attention(q, q, q, 0.1)
+        assert (found.shape, found.dtype, found.is_contiguous()) == (q.shape, q.dtype, True)
+        assert OPERATORS[sage_attention._opoverload.overloadpacket.__name__] == "sage"
+
+    def test_a_failure_says_that_it_is_sages(self) -> None:
+        """Here its kernels cannot run, as they may not on a GPU with another Triton."""
+        q = torch.zeros(1, 2, 64, 128, dtype=torch.bfloat16)
+        with pytest.raises(UserError, match="SageAttention fails here: "):
+            sage_attention(q, q, q, 0.1)
+
+
+def test_a_replacement_lasts_as_long_as_its_context() -> None:
+    torchs = torch.nn.functional.scaled_dot_product_attention
+    with pytest.raises(ZeroDivisionError), attention_replaced(lambda q, *_, **__: q):
+        q = torch.ones(1, 1, 2, 2)
+        assert torch.nn.functional.scaled_dot_product_attention(q, q, q) is q
+        raise ZeroDivisionError
+    assert torch.nn.functional.scaled_dot_product_attention is torchs
 
 
 def test_stages_are_kept_apart_and_each_kernel_once(denoiser: Attention) -> None:

@@ -342,7 +342,7 @@ class Variation(Strict):
     attention_kernel: AttentionKernel | None = Field(
         None,
         description="the only attention kernel that torch may use; null: torch chooses, and the record says "
-        "what ran. `sage` is not implemented",
+        "what ran. `sage` needs the extra `interventions`",
     )
     interventions: tuple[str, ...] | None = Field(
         None, description="what is changed in the pipeline: names of config/interventions.yaml"

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from t2v_energy.errors import UserError
+from t2v_energy.interventions.block_stack import blocks_of
+
 Matcher = Callable[[str, tuple[Any, ...]], str | None]
 """From an operator's name and its arguments to the key that it is counted under; None: it is not counted."""
 
@@ -20,14 +23,16 @@ Matcher = Callable[[str, tuple[Any, ...]], str | None]
 def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
     """The blocks that a transformer is made of, in their order; empty for a denoiser without such.
 
-    They are of the classes that diffusers calls ``_repeated_blocks``; where a class names none, all members
-    of the lists that the denoiser itself holds.
+    They are of the classes that diffusers calls ``_repeated_blocks``; where a class names none, they are the
+    denoiser's list of blocks, whatever stands in for it.
     """
     names = getattr(denoiser, "_repeated_blocks", None)
     if names:
         return [module for module in denoiser.modules() if type(module).__name__ in names]
-    lists = (child for child in denoiser.children() if isinstance(child, nn.ModuleList))
-    return [block for each in lists for block in each]
+    try:
+        return list(blocks_of(denoiser))
+    except UserError:
+        return []
 
 
 def block_linears(denoiser: nn.Module) -> list[nn.Linear]:

@@ -10,24 +10,30 @@ from __future__ import annotations
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
 
 if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
 
-INPUTS: Mapping[str, tuple[int, int, int]] = {"wan": (5, 7, 1), "cogvideox": (3, 5, 1)}
-"""Values of a token that are quantised: times the width d fused and unfused, and of the feed-forward's inner ones.
+ARCHITECTURES = ("wan", "cogvideox")
 
-Inputs of the products: queries, keys and values share theirs, which is quantised once where compiling joins equal
-work and thrice otherwise; then the output projection and the feed-forward's two.  Wan's cross attention
-quantises two more, those of its queries and its output projection."""
-FUSED_BYTES = 2 + 2 + 1
-"""Of each value, fused: read for the largest of its row, read again, written in eight bits."""
-EAGER_BYTES = (2 + 2) + 2 + (2 + 4) + (4 + 4) + (4 + 4) + (4 + 1)
-"""Of each value, one kernel after the other: absolute values, their largest, cast to float32, divide by the
-scale, clamp, cast to eight bits."""
+
+class Values(NamedTuple):
+    """Values of a token in a block's products: times the stream's width, and the feed-forward's inner width."""
+
+    stream: int
+    inner: int
+
+
+INPUTS: Mapping[str, Values] = {"wan": Values(7, 1), "cogvideox": Values(5, 1)}
+"""Inputs of the products, each quantised: queries, keys, values, output projection, feed-forward's two layers;
+in Wan cross attention's queries and output projection too (the text's few tokens are left out)."""
+SHARED_INPUTS: Mapping[str, Values] = {"wan": Values(5, 1), "cogvideox": Values(3, 1)}
+"""The same where compiling quantises the input of queries, keys and values once."""
+OUTPUTS = INPUTS
+"""Outputs are as many: every layer but the feed-forward's two is square, and those are each other's reverse."""
 
 
 class Quantised(Intervention):
@@ -37,11 +43,16 @@ class Quantised(Intervention):
     """Both sizes of a layer must divide by it, or the eight-bit product refuses them."""
     products: ClassVar[tuple[str, ...]]
     """Operators that multiply in eight bits."""
+    eager_bytes: ClassVar[tuple[float, float]]
+    """Traffic of each value that goes into a product and that comes out of it, one kernel after the other."""
+    fused_bytes: ClassVar[tuple[float, float]]
+    """The same where compiling fuses what lies between two products."""
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
-        if model.architecture not in INPUTS:
+        if model.architecture not in ARCHITECTURES:
             raise self.refused(
-                f"what {model.architecture} quantises is not counted", f"use a model of {', '.join(INPUTS)}"
+                f"what {model.architecture} quantises is not counted",
+                f"use a model of {', '.join(ARCHITECTURES)}",
             )
 
     @abstractmethod
@@ -104,23 +115,27 @@ class Quantised(Intervention):
         return Change(undo, evidence)
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
-        """Traffic grows by the quantisation of every product's input; the FLOP are as many.
+        """Traffic grows by quantising every product's input and, for int8, scaling its output; FLOP stay.
 
         Fused where a compiling intervention is listed beside it (an entry whose name begins with ``compile``).
         """
         model = work.model
         traffic = float(work.features.traffic_bytes[0])
-        if model.architecture not in INPUTS or not traffic:
+        if model.architecture not in ARCHITECTURES or not traffic:
             return {}
+        compiled = any(name.startswith("compile") for name in work.configuration.interventions)
+        taken = (SHARED_INPUTS if compiled else INPUTS)[model.architecture]
+        of_input, of_output = self.fused_bytes if compiled else self.eager_bytes
         config = model.components[model.denoiser_part].config
         width = config["num_attention_heads"] * config["attention_head_dim"]
         inner = config.get("ffn_dim", 4 * width)
-        shared, apart, of_inner = INPUTS[model.architecture]
-        compiled = any(name.startswith("compile") for name in work.configuration.interventions)
-        values = (shared if compiled else apart) * width + of_inner * inner
-        each = (FUSED_BYTES if compiled else EAGER_BYTES) * values * config["num_layers"]
+        made = OUTPUTS[model.architecture]
+        token = of_input * (taken.stream * width + taken.inner * inner)
+        token += of_output * (made.stream * width + made.inner * inner)
         tokens = float(work.features.tokens[0]) * model.batch_per_pass
-        return {"traffic": 1 + float(work.features.calls[0]) * tokens * each / traffic}
+        return {
+            "traffic": 1 + float(work.features.calls[0]) * tokens * config["num_layers"] * token / traffic
+        }
 
 
 class Fp8(Quantised):
@@ -129,6 +144,9 @@ class Fp8(Quantised):
     kind: ClassVar[str] = "fp8"
     multiple: ClassVar[int] = 16
     products: ClassVar[tuple[str, ...]] = ("_scaled_mm", "_scaled_mm_v2", "f8f8bf16_rowwise")
+    # absolute value, largest, cast to float32, division by the scale, clamp, cast to eight bits
+    eager_bytes: ClassVar[tuple[float, float]] = ((2 + 2) + 2 + (2 + 4) + (4 + 4) + (4 + 4) + (4 + 1), 0)
+    fused_bytes: ClassVar[tuple[float, float]] = (2 + 2 + 1, 0)  # read for the largest, read again, write
 
     def _config(self) -> Any:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
@@ -153,6 +171,13 @@ class Int8(Quantised):
     kind: ClassVar[str] = "int8"
     multiple: ClassVar[int] = 16
     products: ClassVar[tuple[str, ...]] = ("_int_mm", "int_scaled_matmul")
+    # in: least, largest, division, rounding, zero point, clamp, cast to eight bits; out: times the tokens'
+    # scales, cast to bfloat16, times the weights' scales, bias, cast to bfloat16
+    eager_bytes: ClassVar[tuple[float, float]] = (
+        2 + 2 + (2 + 4) + (4 + 4) + (4 + 4) + (4 + 4) + (4 + 1),
+        (4 + 4) + (4 + 2) + (2 + 4) + (4 + 4) + (4 + 2),
+    )
+    fused_bytes: ClassVar[tuple[float, float]] = (2 + 2 + 1, 4 + 2)  # out: 32 bits read, 16 written
 
     def _config(self) -> Any:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig

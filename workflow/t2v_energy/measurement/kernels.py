@@ -100,13 +100,22 @@ def sage_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> T
     off here, since the package would take it off in place.
     """
     global _sage_calls
-    from sageattention import sageattn
-
     _sage_calls += 1
     smooth = key - key.mean(dim=2, keepdim=True)
-    found: Tensor = sageattn(
-        query, smooth, value, tensor_layout="HND", is_causal=False, sm_scale=scale, smooth_k=False
-    )
+    try:
+        from sageattention import sageattn
+
+        found: Tensor = sageattn(
+            query, smooth, value, tensor_layout="HND", is_causal=False, sm_scale=scale, smooth_k=False
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # its kernels are compiled for this GPU now, by whatever Triton there is
+        lines = str(error).splitlines() or [""]
+        raise _no_sage(
+            f"SageAttention fails here: {type(error).__name__}: {lines[0]}",
+            "leave `sage` out, or try it with another release of torch",
+        ) from error
     return found
 
 
@@ -118,13 +127,10 @@ def _sage_shape(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
 @contextmanager
 def _sage_in(module: nn.Module) -> Iterator[None]:
     """Calls of ``module`` attend with SageAttention wherever it fits; raises as :func:`asked_for`."""
-    where = "attention_kernel"
     if not any(parameter.is_cuda for parameter in module.parameters()):
-        raise UserError("'sage' runs on a GPU alone", where=where, remedy="use another kernel on the CPU")
+        raise _no_sage("'sage' runs on a GPU alone", "use another kernel on the CPU")
     if importlib.util.find_spec("sageattention") is None:
-        raise UserError(
-            "SageAttention is not installed", where=where, remedy="pip install 't2v-energy[interventions]'"
-        )
+        raise _no_sage("SageAttention is not installed", "pip install 't2v-energy[interventions]'")
     called = False
 
     @contextmanager
@@ -138,11 +144,17 @@ def _sage_in(module: nn.Module) -> Iterator[None]:
     with during_calls(module, opened):
         yield
     if called and _sage_calls == before:
-        raise UserError(
+        raise _no_sage(
             f"no attention of {type(module).__name__} fits SageAttention",
-            where=where,
-            remedy=f"it takes heads of {', '.join(map(str, SAGE_HEADS))} in 16 bits, without a mask",
+            f"it takes heads of {', '.join(map(str, SAGE_HEADS))} in 16 bits, without a mask",
         )
+
+
+def _no_sage(what: str, remedy: str) -> UserError:
+    """An error of one configuration, as an intervention's: the rest of a batch can go on."""
+    from t2v_energy.interventions import InterventionError
+
+    return InterventionError(what, where="attention_kernel", remedy=remedy)
 
 
 def _sage_or(attend: Callable[..., Any]) -> Callable[..., Any]:
