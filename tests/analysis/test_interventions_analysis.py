@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import synthetic_interventions as synthetic
 import tiny
@@ -388,6 +389,34 @@ class TestMerging:
         merging = interventions.merging_table(grid)
         several = pd.concat([merging, merging.assign(model="a"), merging.assign(model="b")])
         assert_legible(interventions_figure.figure_merging(several))
+
+
+def test_the_notebook_builds_its_figures_tables_and_numbers(root: Path, tmp_path: Path) -> None:
+    (root / "Snakefile").touch()
+    table = rows(
+        tmp_path,
+        passes([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+        passes([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]], interventions=("fast",)),
+    )
+    path = root / "results" / "aggregated" / "h200" / "configurations.csv"
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, index=False)
+    papermill.execute_notebook(
+        tiny.ROOT / "workflow" / "notebooks" / "interventions.ipynb",
+        tmp_path / "executed.ipynb",
+        parameters={"root": str(root)},
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(root),
+    )
+    for name in ("fig7", "fig8"):
+        assert all((root / f"figures/{name}.{kind}").stat().st_size > 0 for kind in ("pdf", "png", "svg"))
+    built = pd.read_csv(root / "results/tables/h200/interventions.csv")
+    assert built["intervention"].tolist() == ["fast"]
+    assert len(pd.read_csv(root / "results/tables/h200/interventions_budget.csv")) == 8
+    found = json.loads((root / "results/numbers/h200/interventions.json").read_text())
+    ratio = found["interventions.wan2.1-t2v-1.3b.480x832.fast.gpu_energy_ratio"]["value"]
+    assert ratio == pytest.approx(built["measured_energy_ratio"][0], rel=1e-6)
 
 
 # --- figure 7 and numbers -----------------------------------------------------------------------------------
