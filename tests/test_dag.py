@@ -225,7 +225,8 @@ def test_the_figures_of_the_dag_are_those_that_are_drawn() -> None:
 
 
 def test_every_analysis_has_its_notebook(root: Path) -> None:
-    every = {key: {} for key in ("resolution", "frames", "steps", "validation", "kernels", "cross-model")}
+    keys = ("resolution", "frames", "steps", "validation", "kernels", "cross-model", "interventions")
+    every = {key: {} for key in keys}
     campaign = {"key": "some", "title": "x", "accelerator": "h200", "device": "cuda"}
     tiny.write_yaml(root, "campaigns/some", campaign | {"experiments": every})
     (root / "config/experiments/frames.yaml").write_text(
