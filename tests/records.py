@@ -78,15 +78,21 @@ class Timeline:
         self.pass_time(IDLE_S, IDLE_W)
         self.close()
 
-    def generation(self, kind: str, steps: int, step_s: float, unspanned_s: float = 0.0) -> None:
-        """Two text encoder calls, ``steps`` × (two denoiser calls, scheduler), VAE, post-processing."""
+    def generation(
+        self, kind: str, steps: int, step_s: float | Sequence[float], unspanned_s: float = 0.0
+    ) -> None:
+        """Two text encoder calls, ``steps`` × (two denoiser calls, scheduler), VAE, post-processing.
+
+        ``step_s`` is the length of each step, or of all.
+        """
+        lengths_s = step_s if isinstance(step_s, Sequence) else [step_s] * steps
         self.window(kind, steps)
         for call in range(2):
             self.span("text_encoder", -1, call, TEXT_S / 2, TEXT_W)
-        for step in range(steps):
+        for step, length_s in enumerate(lengths_s[:steps]):
             for call in range(2):
-                self.span("denoiser", step, call, 0.4 * step_s, LOOP_W)
-            self.span("scheduler", step, 0, 0.2 * step_s, LOOP_W)
+                self.span("denoiser", step, call, 0.4 * length_s, LOOP_W)
+            self.span("scheduler", step, 0, 0.2 * length_s, LOOP_W)
         self.span("vae_decode", -1, 0, VAE_S, VAE_W)
         self.span("postprocess", -1, 0, POST_S, POST_W)
         if unspanned_s:
@@ -162,7 +168,7 @@ def configuration(**changes: Any) -> Configuration:
 def make_record(
     *,
     steps: int = 4,
-    step_s: Sequence[float] = (0.5, 0.5, 0.5),
+    step_s: Sequence[float | Sequence[float]] = (0.5, 0.5, 0.5),
     gpu: str | None = GPU,
     unspanned_s: float = 0.0,
     power_scale: float = 1.0,
@@ -171,6 +177,8 @@ def make_record(
     **changes: Any,
 ) -> Record:
     """A record of ``len(step_s)`` generations of ``steps`` steps, each ``step_s`` long (multiples of 0.5 s).
+
+    A generation's ``step_s`` may give each of its steps another length.
 
     ``unspanned_s`` is time without a span at each generation's end; ``power_scale`` falsifies the power
     samples against the counter; ``reasons`` is NVML's bit mask throughout.

@@ -235,7 +235,7 @@ class TestMeteredBesideAGpu:
     GPU = Gpu(name="NVIDIA H200", uuid="GPU-1", driver="1", power_limit_W=700, memory_total_MiB=140_000)
 
     def record(self, root: Path, key: str = "power") -> OperatorRecord:
-        tiny.write_yaml(root, "operators", SUITE | {"loop_s": 2.0})
+        tiny.write_yaml(root, "operators", SUITE | {"loop_s": 3.5})
         suite = load_suite(root)
         series = next(series for series in suite.series if series.key == key)
         with Sampler(FakeDeviceFactory(FakeGpu(constant(600))), 0.002, 20) as sampler:

@@ -133,6 +133,39 @@ class TestStepError:
         assert levels(make_record(steps=1, step_s=(0.5,)))["step_sem"] == "flag"
 
 
+class TestStepErrorWithInterventions:
+    """Steps that are skipped are shorter on purpose: only what differs between generations is scatter."""
+
+    SKIPPING = (1.0, 0.5, 1.0, 0.5)
+
+    @staticmethod
+    def of(
+        *step_s: tuple[float, ...], names: tuple[str, ...] = ("taylorseer-2",), of_steps: int = 4
+    ) -> Finding:
+        config = configuration(num_inference_steps=of_steps, interventions=names)
+        return finding(make_record(steps=4, step_s=step_s, config=config, protocol="full"), "step_sem")
+
+    def test_whole_generations_with_the_same_skips_are_ok(self) -> None:
+        assert self.of(*[self.SKIPPING] * 3).level == "ok"
+
+    def test_without_an_intervention_it_is_scatter(self) -> None:
+        assert self.of(*[self.SKIPPING] * 3, names=()).level == "flag"
+
+    def test_so_it_is_in_cut_generations(self) -> None:
+        assert self.of(*[self.SKIPPING] * 3, of_steps=50).level == "flag"
+
+    def test_what_differs_between_generations_is_flagged(self) -> None:
+        found = self.of(self.SKIPPING, self.SKIPPING, (1.5, 0.5, 1.0, 0.5))
+        assert found.level == "flag"
+        # one step's variance is (0.5 s)² / 3 of three values; a quarter of it, over 12 steps of 0.79 s
+        assert f"{100 * (0.25 / 3 / 4 / 12) ** 0.5 / (9.5 / 12):.3f} %" in found.detail
+
+    def test_one_generation_cannot_tell(self) -> None:
+        found = self.of(self.SKIPPING)
+        assert found.level == "ok"
+        assert "not checked" in found.detail
+
+
 class TestThrottling:
     @pytest.mark.parametrize("reasons", [0x0, 0x1, 0x2, 0x4, 0x7])
     def test_idle_applications_clocks_and_power_cap_are_allowed(self, reasons: int) -> None:

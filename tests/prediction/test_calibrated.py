@@ -20,9 +20,6 @@ from t2v_energy.prediction.calibrated import (
     POWER_NAMES,
     TIME_NAMES,
     Calibration,
-    _powers,
-    _student90,
-    _times,
     calibrate,
     picked_by_work,
     predict_points,
@@ -31,6 +28,8 @@ from t2v_energy.prediction.calibrated import (
     to_json,
 )
 from t2v_energy.prediction.features import Features, Point, _row, executed, features
+from t2v_energy.prediction.forward import powers, times
+from t2v_energy.prediction.mapfit import student90
 from t2v_energy.prediction.presumed import load_presumed
 from t2v_energy.work import true_work
 
@@ -54,10 +53,10 @@ def machine(
     for name, by in moved.items():
         theta[TIME_NAMES.index(name)] += by
     limits, work = load_accelerator(ROOT, "h200"), features(ROOT, points)
-    class_s, _ = _times(theta, np.empty((len(points), 0)), work, limits)
-    watts, _ = _powers(np.array(presumed.power.mean), class_s, limits)
+    part_s = times(theta, np.empty((len(points), 0)), work, limits).part_s
+    watts, _ = powers(np.array(presumed.power.mean), part_s, limits)
     wobble = np.exp(noise * np.random.default_rng(3).standard_normal(len(points)))
-    return class_s.sum(axis=1) * wobble, (class_s * watts).sum(axis=1) / 3600 * wobble
+    return part_s.sum(axis=1) * wobble, (part_s * watts).sum(axis=1) / 3600 * wobble
 
 
 def fitted(moved: dict[str, float], noise: float = 0.0, which: list[int] = CALIBRATED_WITH) -> Calibration:
@@ -77,7 +76,8 @@ class TestFeatures:
         work = true_work(model, d.height, d.width, d.num_frames, 7)
         once = found.vae_float32_flop[0] + found.vae_half_flop[0] + found.text_flop[0]
         attention = found.attention_flop[0] + found.attention_narrow_flop[0]
-        assert once + attention + found.dense_flop[0] == pytest.approx(work.total_flop, rel=1e-6)
+        dense = found.dense_flop[0] + found.convolution_flop[0]
+        assert once + attention + dense == pytest.approx(work.total_flop, rel=1e-6)
         assert attention == pytest.approx(work.attention_flop, rel=1e-6)
 
     def test_polynomials_hold_where_they_were_not_derived(self) -> None:
@@ -103,7 +103,7 @@ class TestFeatures:
 
 class TestFit:
     def test_exact_costs_are_predicted_exactly_however_far_from_the_presumed(self) -> None:
-        moved = {"pace": 0.4, "attention": -0.35, "vae_float32": -0.25, "call": 0.7, "video": 0.5}
+        moved = {"pace": 0.4, "attention": -0.35, "convolution_float32": -0.25, "call": 0.7, "video": 0.5}
         seconds, energy = machine(POINTS, moved)
         held_out = [i for i in range(len(POINTS)) if i not in CALIBRATED_WITH]
         found = predict_points(ROOT, fitted(moved), [POINTS[i] for i in held_out])
@@ -131,21 +131,22 @@ class TestFit:
 
     def test_derivatives(self) -> None:
         limits = load_accelerator(ROOT, "h200")
-        work = features(ROOT, [*POINTS, Point("cogvideox-2b", 480, 720, 49, 50)])
+        others = [Point("cogvideox-2b", 480, 720, 49, 50), Point("animatediff-lightning", 512, 512, 16, 4)]
+        work = features(ROOT, [*POINTS, *others])
         shares = np.random.default_rng(0).random((len(work), 2))
         theta = np.concatenate([presumed_calibration(ROOT, "h200").time.mean, [0.01, -0.02]])
         theta[TIME_NAMES.index("attention_slope")] = 0.02
-        _, found = _times(theta, shares, work, limits)
+        found = times(theta, shares, work, limits).derivatives
         for index in range(len(theta)):
             up, down = theta.copy(), theta.copy()
             up[index] += 1e-5
             down[index] -= 1e-5
-            ends = [np.log(_times(x, shares, work, limits)[0].sum(axis=1)) for x in (up, down)]
+            ends = [np.log(times(x, shares, work, limits).part_s.sum(axis=1)) for x in (up, down)]
             assert found[:, index] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-5)
 
     @pytest.mark.parametrize("dof", [4, 6, 12, 100])
     def test_students_quantile(self, dof: float) -> None:
-        assert _student90(dof) == pytest.approx(student_t.ppf(0.95, dof), rel=2e-3)
+        assert student90(dof) == pytest.approx(student_t.ppf(0.95, dof), rel=2e-3)
 
     def test_points_by_work(self) -> None:
         assert picked_by_work(np.array([5.0, 1, 4, 2, 3]), 3).tolist() == [0, 1, 4]

@@ -10,6 +10,7 @@ MODELS_TABLES = (
     "memory",
     "signs",
     "operators",
+    "prompts",
 )
 RECORDS = f"results/raw/{STUDY.campaign}"
 
@@ -223,6 +224,43 @@ if STUDY.compares_models:
             "-p figures {params.figures} -p numbers {output.numbers} {input.notebook} {log.notebook} > {log.console} 2>&1"
 
 
+if STUDY.operator_records:
+
+    rule operators:
+        input:
+            notebook="workflow/notebooks/operators.ipynb",
+            rates="<aggregated>/operator_rates.csv",
+            models=STUDY.compared_files,
+            presumed="config/prediction.yaml",
+            shipped=STUDY.shipped_calibrations,
+            code=STUDY.sources("analysis", "prediction", "work"),
+        output:
+            figures=[
+                f"<figures>/{name}{end}"
+                for name in ("alignment", "roofline")
+                for end in FORMATS
+            ],
+            tables=expand("<tables>/{name}.csv", name=("alignment", "roofline")),
+            rates="<calibrations>_rates.json",
+            numbers="<numbers>/operators.json",
+        log:
+            notebook="logs/notebooks/<campaign>/operators.ipynb",
+            console="logs/notebooks/<campaign>/operators.log",
+        conda:
+            "../../envs/analysis.yaml"
+        params:
+            campaign=STUDY.campaign,
+            figures=lambda wildcards: STUDY.figures,
+            tables=lambda wildcards, output: Path(output.tables[0]).parent,
+        message:
+            "Stage 4: single operators of campaign {STUDY.campaign}: alignment, rates and rooflines"
+        shell:
+            "papermill -k python3 --no-progress-bar --cwd . -p campaign {params.campaign} "
+            "-p operator_rates {input.rates} -p tables {params.tables} -p figures {params.figures} "
+            "-p rates {output.rates} -p numbers {output.numbers} "
+            "{input.notebook} {log.notebook} > {log.console} 2>&1"
+
+
 if STUDY.predicts:
 
     rule prediction:
@@ -231,6 +269,7 @@ if STUDY.predicts:
             configurations="<aggregated>/configurations.csv",
             models=STUDY.model_files,
             presumed="config/prediction.yaml",
+            rates=STUDY.shipped_rates,
             study="config/study.yaml",
             code=STUDY.sources("analysis", "prediction", "work"),
         output:

@@ -42,7 +42,7 @@ from t2v_energy.measurement.composition import (
     composed_latency_s,
     estimate,
     generations,
-    step_sem_percent,
+    step_scatter_percent,
     step_weights,
     unspanned_percent,
 )
@@ -607,7 +607,7 @@ def _shares(videos: Columns) -> dict[str, float]:
 def _steps(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
     """The denoising step, the part that comes once, and powers (W); ``videos`` has one row a pass."""
     steps = videos["step_s"].tolist() if passes else []
-    sems = [s * step_sem_percent(m.generations) for s, m in zip(steps, passes, strict=True)]
+    sems = [s * step_scatter_percent(m.record, m.generations) for s, m in zip(steps, passes, strict=True)]
     idle_s = sum(m.idle_s for m in passes)
     energy_J = _mean(videos["gpu_energy_Wh"]) * J_PER_WH
     return {

@@ -147,6 +147,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--experiment", required=True)
     sub.add_argument("--out", type=Path, help="default: config/predictions/<campaign>/<experiment>.csv")
 
+    sub = command("roofline", _roofline, "which part of a video is bound by what; needs no GPU")
+    sub.add_argument("--model", required=True, help="a file of config/models/")
+    for name, where in (("height", "pixels"), ("width", "pixels"), ("frames", ""), ("steps", "")):
+        of = f" [{where}]" if where else ""
+        sub.add_argument(f"--{name}", type=int, help=f"default: the model's own{of}")
+    sub.add_argument("--accelerator", help="an entry of config/accelerators.yaml (default: h200)")
+    sub.add_argument("--calibration", type=Path, help="made by `calibrate` (default: the shipped one)")
+    sub.add_argument("--json", action="store_true")
+
     sub = command("calibrate", _calibrate, "fit the cost model to measured videos of one accelerator")
     sub.add_argument("points", type=Path, metavar="POINTS.csv")
     sub.add_argument("--accelerator", required=True, help="an entry of config/accelerators.yaml")
@@ -453,23 +462,36 @@ def _predict(options: argparse.Namespace) -> None:
             if note:
                 print(f"{options.points}, line {line}: {note}", file=sys.stderr)
         return
-    from t2v_energy.config import load_model
-    from t2v_energy.prediction.features import Point, nearest_model
     from t2v_energy.prediction.report import DEFAULT_GRID, as_text, report
 
     if not options.model:
         raise UserError("nothing to predict", remedy="give --model KEY, or --points POINTS.csv")
-    defaults = load_model(options.root, nearest_model(options.root, options.model)).defaults
-    given = (options.height, options.width, options.frames, options.steps)
-    names = ("height", "width", "num_frames", "num_inference_steps")
-    sizes = [getattr(defaults, n) if value is None else value for n, value in zip(names, given, strict=True)]
-    found = report(options.root, calibration, Point(options.model, *sizes), options.grid or DEFAULT_GRID)
+    found = report(options.root, calibration, _point(options), options.grid or DEFAULT_GRID)
     if options.interventions or options.attention_kernel:
         from t2v_energy.prediction.report import with_saving
 
         changes = (options.interventions, options.attention_kernel)
         found = with_saving(options.root, calibration, found, *changes)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def _roofline(options: argparse.Namespace) -> None:
+    from t2v_energy.prediction.roofline import as_text, report
+
+    found = report(options.root, _calibration(options), _point(options))
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def _point(options: argparse.Namespace) -> Any:
+    """The configuration that was asked for, the model's defaults where nothing was."""
+    from t2v_energy.config import load_model
+    from t2v_energy.prediction.features import Point, nearest_model
+
+    defaults = load_model(options.root, nearest_model(options.root, options.model)).defaults
+    given = (options.height, options.width, options.frames, options.steps)
+    names = ("height", "width", "num_frames", "num_inference_steps")
+    sizes = [getattr(defaults, n) if value is None else value for n, value in zip(names, given, strict=True)]
+    return Point(options.model, *sizes)
 
 
 def _savings(options: argparse.Namespace) -> None:

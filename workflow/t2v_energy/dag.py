@@ -188,8 +188,9 @@ class Dag:
         claims += ["versus"] if self.is_paper_campaign and self.published_files else []
         models = ["models"] if self.compares_models else []
         predicted = ["prediction"] if self.predicts else []
+        operators = ["operators"] if self.operator_records else []
         saved = ["interventions"] if self.saves else []
-        return [*sweeps, *compared, *models, *predicted, *saved, "theory", *claims]
+        return [*sweeps, *compared, *models, *operators, *predicted, *saved, "theory", *claims]
 
     @property
     def published_figures(self) -> list[str]:
@@ -228,6 +229,20 @@ class Dag:
         """Configuration of the study's own model and sweeps, which its theory is held against."""
         experiments = [f"config/experiments/{key}.yaml" for key in SWEEP_FIGURES]
         return ["config/campaigns/h200.yaml", "config/models/wan2.1-t2v-1.3b.yaml", *experiments]
+
+    @property
+    def shipped_rates(self) -> list[str]:
+        """Rates of single operators that ship for the campaign's accelerator; none where none do."""
+        path = f"config/rates/{self.plan.campaign.accelerator}.json"
+        return [path] if (self.root / path).is_file() else []
+
+    @property
+    def shipped_calibrations(self) -> list[str]:
+        """Calibrations and rates that ship, of every accelerator."""
+        found = [
+            p for name in ("calibrations", "rates") for p in (self.root / "config" / name).glob("*.json")
+        ]
+        return sorted(str(path.relative_to(self.root)) for path in found)
 
     @property
     def unsealed_pattern(self) -> str:

@@ -78,6 +78,24 @@ def operator_rates(paths: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def read_rates(path: Path) -> pd.DataFrame:
+    """operator_rates.csv as :func:`operator_rates` made it: empty texts are texts.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(
+            "there is no such table",
+            where=str(path),
+            remedy="build it: t2v-energy operator-rates --campaign <campaign> --out FILE",
+        )
+    texts = ("function", "taps", "dtype", "kernel", "attention_kernel", "gpu_uuid")
+    table = pd.read_csv(path)
+    table[list(texts)] = table[list(texts)].fillna("").astype(str)
+    return table.assign(masked=table["masked"].eq(True))
+
+
 def _rows(record: OperatorRecord) -> list[dict[str, Any]]:
     visits = pd.DataFrame(record.visits.model_dump())
     visits["call_s"] = visits["device_ms"] / 1000 / visits["iterations"]

@@ -19,9 +19,17 @@ from t2v_energy.analysis.sweep import Predictor, Sweep, counted_frames, fit_effi
 from t2v_energy.analysis.tables import QUANTITIES, booktabs, mape_percent
 from t2v_energy.config import load_accelerator, load_model
 from t2v_energy.errors import UserError
-from t2v_energy.prediction.calibrated import Calibration, calibrate, picked_by_work, predict_points
+from t2v_energy.prediction.calibrated import (
+    Calibration,
+    Predictions,
+    calibrate,
+    picked_by_work,
+    predict_points,
+    presumed_calibration,
+)
 from t2v_energy.prediction.features import SIZES, Point
 from t2v_energy.prediction.presumed import Table3b, load_presumed
+from t2v_energy.prediction.rates import rates_of
 from t2v_energy.study import load_study
 from t2v_energy.work import paper, paper_work, true_work
 
@@ -30,6 +38,7 @@ CROSS_MODEL = "cross-model"
 PREDICTORS: Mapping[str, str] = {
     "paper": "formula and constants as printed",
     "single_mu": "true work, µ of the calibrating points",
+    "operators": "rates of single operators, no video",
     "calibrated": "rates by operator, fitted to the calibrating points",
 }
 """Predictors of table 3b in words, in its order."""
@@ -179,11 +188,14 @@ def held_out(measured: Measured, calibrating: NDArray[np.intp]) -> NDArray[np.in
 def predicted(measured: Measured, calibrating: NDArray[np.intp], wanted: NDArray[np.intp]) -> pd.DataFrame:
     """Predictions of the rows ``wanted`` by every predictor, one row a point, predictor and quantity.
 
-    Columns :data:`POINT_COLUMNS`; only ``calibrated`` has the ends ``low`` and ``high`` of a 90 % interval.
+    Columns :data:`POINT_COLUMNS`; only ``calibrated`` and ``operators`` have the ends ``low`` and ``high`` of
+    a 90 % interval.  ``operators`` knows of no video: it is there where single operators were measured.
     """
-    calibration = measured.fitted(calibrating)
-    points = measured.points
-    found = predict_points(measured.root, calibration, [points[i] for i in wanted])
+    points = [measured.points[i] for i in wanted]
+    by_operator = {"calibrated": predict_points(measured.root, measured.fitted(calibrating), points)}
+    if rates_of(measured.root, measured.accelerator):
+        alone = presumed_calibration(measured.root, measured.accelerator)
+        by_operator["operators"] = predict_points(measured.root, alone, points)
     parts = []
     rows = measured.rows.iloc[wanted]
     single = _single_mu(measured, calibrating)
@@ -195,9 +207,14 @@ def predicted(measured: Measured, calibrating: NDArray[np.intp], wanted: NDArray
         base = rows[["set", "model", *SIZES]].assign(quantity=quantity, measured=rows[quantity].to_numpy())
         for key, (predictor, flop) in simple.items():
             parts.append(base.assign(predictor=key, predicted=getattr(predictor, quantity)(flop)))
-        value, low, high = found.interval(quantity)  # type: ignore[arg-type]
-        parts.append(base.assign(predictor="calibrated", predicted=value, low=low, high=high))
+        for key, found in by_operator.items():
+            value, low, high = _interval(found, quantity)
+            parts.append(base.assign(predictor=key, predicted=value, low=low, high=high))
     return pd.concat(parts, ignore_index=True)[list(POINT_COLUMNS)]
+
+
+def _interval(found: Predictions, quantity: str) -> tuple[NDArray[np.float64], ...]:
+    return found.interval(quantity)  # type: ignore[arg-type]
 
 
 def leave_one_model_out(measured: Measured, rule: Table3b) -> pd.DataFrame:
@@ -290,7 +307,7 @@ def random_table(measured: Measured, rule: Table3b) -> pd.DataFrame:
         predictions = predict_points(measured.root, measured.fitted(calibrating), [points[i] for i in wanted])
         rows = measured.rows.iloc[wanted]
         for quantity in QUANTITIES:
-            value, low, high = predictions.interval(quantity)  # type: ignore[arg-type]
+            value, low, high = _interval(predictions, quantity)
             actual = rows[quantity].to_numpy()
             found.append(
                 pd.DataFrame(

@@ -12,7 +12,8 @@ from t2v_energy.analysis.prediction import MODELS, ape_percent
 from t2v_energy.analysis.prediction_figure import LINEAR_PERCENT
 from t2v_energy.analysis.tables import QUANTITIES
 from t2v_energy.config import Accelerator
-from t2v_energy.prediction.calibrated import TIME_NAMES, Calibration
+from t2v_energy.prediction.calibrated import Calibration
+from t2v_energy.prediction.forward import TIME_NAMES
 from t2v_energy.prediction.presumed import PREDICTION_FILE, Table3b
 
 

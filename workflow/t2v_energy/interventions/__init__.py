@@ -28,7 +28,20 @@ class InterventionError(UserError):
 
 CATALOGUE = Path("config") / "interventions.yaml"
 KINDS: Mapping[str, str] = {
+    "compile": "compiled.Compile",
+    "fp8": "quantised.Fp8",
+    "fused-qkv": "fused_qkv.FusedQkv",
+    "int8": "quantised.Int8",
+    "layerwise-casting": "layerwise_casting.LayerwiseCasting",
+    "token-alignment": "token_alignment.TokenAlignment",
+    "vae-bfloat16": "vae_bfloat16.VaeBfloat16",
+    "vae-channels-last": "vae_channels_last.VaeChannelsLast",
     "vae-tiling": "vae_tiling.VaeTiling",
+    "magcache": "magcache.MagCache",
+    "taylorseer": "taylorseer.TaylorSeer",
+    "pyramid-attention-broadcast": "pyramid_attention_broadcast.PyramidAttentionBroadcast",
+    "cfg-truncation": "cfg_truncation.CfgTruncation",
+    "token-merging": "token_merging.TokenMerging",
 }
 """Module of this package and class of each kind."""
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import LOOP_STAGES, Spans, Windows
+from t2v_energy.measurement.record import LOOP_STAGES, Record, Spans, Windows
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -226,6 +226,32 @@ def step_sem_percent(generations: Sequence[Generation]) -> float:
     if steps.size < 2:
         return nan
     return float(100 * steps.std(ddof=1) / sqrt(steps.size) / steps.mean())
+
+
+def step_scatter_percent(record: Record, generations: Sequence[Generation]) -> float:
+    """Standard error of the mean step time of a record's ``generations``, percent of the mean.
+
+    With interventions, the steps of whole generations differ on purpose: some are skipped, some are not
+    guided.  That is no scatter, so each step is then held against the same one of the other generations
+    (:func:`same_step_sem_percent`).
+    """
+    whole = all(g.steps == record.configuration.num_inference_steps for g in generations)
+    if record.configuration.interventions and whole:
+        return same_step_sem_percent(generations)
+    return step_sem_percent(generations)
+
+
+def same_step_sem_percent(generations: Sequence[Generation]) -> float:
+    """Standard error of the mean step time from the scatter of each step over the generations, percent.
+
+    The variance is pooled over the steps: deviations from each step's own mean, with one degree of freedom
+    less a step.  NaN with fewer than two generations; they must have the same steps.
+    """
+    if len(generations) < 2:
+        return nan
+    times = np.array([g.step_durations_s for g in generations])
+    variance = times.var(axis=0, ddof=1).mean()
+    return float(100 * sqrt(variance / times.size) / times.mean())
 
 
 def unspanned_percent(windows: Windows, spans: Spans) -> float:

@@ -1,22 +1,12 @@
 """The calibrated cost model (predictor ``calibrated``): work by class of operator at fitted rates.
 
-Time of a video, with shares of the accelerator's published peak Θ (FLOP/s) and bandwidth B (B/s)::
-
-    t = pace · own · (A / (s_A Θ) · (1 + slope · ln(L / L₀)) · (1 − gain · [128 divides L])
-                      + D / (s_D Θ) + M / (s_M B) + V / (s_V Θ))
-        + values · host + calls · call + video
-
-A: FLOP of QKᵀ and PV at length L (heads below 128 have a share of their own), D: all other matrix products,
-V: FLOP of the VAE's decoder (shares by number type), M: bytes of element-wise kernels, the decoder's too,
-``own``: paces of single boards and models against the others, where points name several.  Mean power is the
-mean of the classes' own, weighted with their times; energy is its product with time.  The power cap is in the
-classes' powers, which it holds at the board's limit, and in their rates, those of the clocks that it allows.
-
-Parameters are logarithms (gain and slope are not), presumed normal about config/prediction.yaml, fitted to
-relative errors: maximum a posteriori by Gauss-Newton, covariance from the curvature there (Laplace's
-approximation; for example Bishop, Pattern Recognition and Machine Learning, section 4.4).  What no parameter
-explains is estimated from the residuals, presumed beforehand as an inverse χ² worth a few points; hence
-Student's t.  Few points move what they inform and leave the rest as presumed, its spread in the interval.
+:mod:`t2v_energy.prediction.forward` has the formula. Parameters are logarithms (gain and slope are not),
+presumed normal about config/prediction.yaml, or about what single operators took on this accelerator
+(:mod:`t2v_energy.prediction.rates`), fitted to relative errors: maximum a posteriori by Gauss-Newton,
+covariance from the curvature there (Laplace's approximation; for example Bishop, Pattern Recognition and
+Machine Learning, section 4.4). What no parameter explains is estimated from the residuals, presumed
+beforehand as an inverse χ² worth a few points; hence Student's t. Few points move what they inform and leave
+the rest as presumed, its spread in the interval.
 
 Predicting needs numpy alone: no torch, no scipy.
 """
@@ -24,35 +14,52 @@ Predicting needs numpy alone: no torch, no scipy.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from math import hypot, isfinite, sqrt
+from math import hypot, isfinite
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from t2v_energy.config import Accelerator, Configuration, Strict, load_accelerator, parse
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.features import Features, Floats, Point, features
-from t2v_energy.prediction.presumed import Outside, PredictionFile, Presumed, load_presumed
+from t2v_energy.prediction.forward import CLASSES, LINEAR, POWER_NAMES, TIME_NAMES, by_class, powers, times
+from t2v_energy.prediction.mapfit import Parameters, fitted, student90
+from t2v_energy.prediction.presumed import Outside, PredictionFile, load_presumed, prior
+from t2v_energy.prediction.rates import presumed_of
 from t2v_energy.prediction.single_mu import Prediction
 
+__all__ = [
+    "BOARD",
+    "CLASSES",
+    "MODEL",
+    "POWER_NAMES",
+    "TIME_NAMES",
+    "Calibration",
+    "Parameters",
+    "Predictions",
+    "Quantity",
+    "calibrate",
+    "calibration_of",
+    "part_times",
+    "picked_by_work",
+    "predict_points",
+    "presumed_calibration",
+    "read_calibration",
+    "refined",
+    "shipped_calibration",
+    "to_json",
+]
 CALIBRATIONS = Path("config") / "calibrations"
 """Shipped calibrations, one an accelerator."""
-REFERENCE_TOKENS = 32768.0
 SECONDS_PER_HOUR = 3600.0
 CONFIDENCE = 0.90
+BOARD, MODEL = "board:", "model:"
 MIN_POINTS = 4
 MIN_RANK, RANK_TOLERANCE = 3, 3e-3
-ITERATIONS, ROUNDS = 60, 4
-CLASSES = ("attention", "dense", "text", "traffic", "vae", "host", "call", "video")
-"""Parts of a video's time; the last three are not on the device."""
-ON_DEVICE = 5
-POWER_OF_CLASS = ("attention", "dense", "dense", "traffic", "vae", "wait", "wait", "wait")
 STAGE_OF_CLASS = {
     "attention": "denoiser",
     "dense": "denoiser",
@@ -63,22 +70,7 @@ STAGE_OF_CLASS = {
     "host": "host",
     "video": "host",
 }
-Forward = Callable[[Floats], tuple[Floats, Floats]]
-"""From parameters to predicted logarithms, shape (n,), and their derivatives, shape (n, p)."""
 Quantity = Literal["latency_s", "gpu_energy_Wh"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Parameters(Strict):
-    """Fitted parameters: names, means (logarithms, but for :data:`LINEAR`) and their covariance."""
-
-    names: list[str]
-    mean: list[Finite]
-    covariance: list[list[Finite]]
-    misfit: Annotated[float, Field(gt=0)]
-    """Relative standard deviation that no parameter explains."""
-    t90: Annotated[float, Field(gt=1)]
-    """Half-width of a 90 % interval in standard deviations."""
 
 
 class Calibration(Strict):
@@ -122,94 +114,6 @@ class Predictions:
     def interval(self, quantity: Quantity) -> tuple[Floats, Floats, Floats]:
         """Value, lower and upper bound."""
         return tuple(getattr(self, f"{quantity}{end}") for end in ("", "_low", "_high"))
-
-
-# --- the forward model ------------------------------------------------------------------------------------
-
-TIME_NAMES = (
-    "pace",
-    "attention",
-    "attention_narrow",
-    "attention_gain",
-    "attention_slope",
-    "dense",
-    "traffic",
-    "vae_float32",
-    "vae_half",
-    "host",
-    "call",
-    "video",
-)
-LINEAR = ("attention_gain", "attention_slope")
-"""Parameters that are no logarithms: both may be nought or below."""
-POWER_NAMES = ("level", "attention", "dense", "traffic", "vae", "wait")
-BOARD, MODEL = "board:", "model:"
-
-
-def _times(theta: Floats, effects: Floats, work: Features, accelerator: Accelerator) -> tuple[Floats, Floats]:
-    """Seconds of each class, shape (n, 8), and derivatives of ln t by the parameters, shape (n, p).
-
-    ``effects``, shape (n, m), says which of the last m parameters (paces of boards, models) each point has.
-    """
-    value = dict(zip(TIME_NAMES, theta, strict=False))
-    peak = accelerator.peak_bf16_dense_TFLOPs * 1e12
-    bandwidth = accelerator.bandwidth_TB_per_s * 1e12
-    e_folds = np.log(np.maximum(work.tokens, 1) / REFERENCE_TOKENS)
-    slope = np.maximum(1 + value["attention_slope"] * e_folds, 0.1)
-    gain = min(float(value["attention_gain"]), 0.9)
-    edge = 1 - gain * work.aligned
-    pace = np.exp(value["pace"] + effects @ theta[len(TIME_NAMES) :])
-
-    def at(name: str, amount: Floats, limit: float) -> Floats:
-        seconds: Floats = pace * amount / (np.exp(value[name]) * limit)
-        return seconds
-
-    wide = at("attention", work.attention_flop, peak) * slope * edge
-    narrow = at("attention_narrow", work.attention_narrow_flop, peak) * slope * edge
-    dense, text = at("dense", work.dense_flop, peak), at("dense", work.text_flop, peak)
-    traffic = at("traffic", work.traffic_bytes, bandwidth)
-    float32 = at("vae_float32", work.vae_float32_flop, peak)
-    half = at("vae_half", work.vae_half_flop, peak)
-    decoded = at("traffic", work.vae_traffic_bytes, bandwidth)
-    host, call = np.exp(value["host"]) * work.output_values, np.exp(value["call"]) * work.calls
-    video = np.full(len(work), np.exp(value["video"]))
-    classes = np.column_stack(
-        [wide + narrow, dense, text, traffic, float32 + half + decoded, host, call, video]
-    )
-    total = classes.sum(axis=1)
-    device = classes[:, :ON_DEVICE].sum(axis=1)
-    attention = wide + narrow
-    by_name = {
-        "pace": device,
-        "attention": -wide,
-        "attention_narrow": -narrow,
-        "attention_gain": -attention * work.aligned / edge,
-        "attention_slope": attention * e_folds / slope,
-        "dense": -(dense + text),
-        "traffic": -(traffic + decoded),
-        "vae_float32": -float32,
-        "vae_half": -half,
-        "host": host,
-        "call": call,
-        "video": video,
-    }
-    columns = [by_name[name] for name in TIME_NAMES]
-    derivatives = np.hstack([np.column_stack(columns), device[:, None] * effects])
-    return classes, derivatives / total[:, None]
-
-
-def _powers(theta: Floats, class_s: Floats, accelerator: Accelerator) -> tuple[Floats, Floats]:
-    """Watts of each class, shape (n, 8), and derivatives of ln(mean power), shape (n, p)."""
-    value = dict(zip(POWER_NAMES, theta, strict=True))
-    watts = accelerator.board_power_W * np.exp(
-        value["level"] + np.array([value[name] for name in POWER_OF_CLASS])
-    )
-    energy = class_s * watts
-    part = energy / energy.sum(axis=1, keepdims=True)
-    columns = [np.ones(len(class_s))]
-    for name in POWER_NAMES[1:]:
-        columns.append(part[:, [cls == name for cls in POWER_OF_CLASS]].sum(axis=1))
-    return np.broadcast_to(watts, class_s.shape), np.column_stack(columns)
 
 
 def _effects(points: Sequence[Point], names: Sequence[str]) -> Floats:
@@ -258,7 +162,7 @@ def calibrate(
             what comes once apart; values that are not positive, or of other units; an unknown accelerator or
             model, or a size that a model cannot run.
     """
-    limits, presumed = load_accelerator(root, accelerator), load_presumed(root)
+    limits, presumed = load_accelerator(root, accelerator), presumed_of(root, accelerator)
     seconds, energy = np.asarray(latency_s, dtype=np.float64), np.asarray(gpu_energy_Wh, dtype=np.float64)
     if not len(points) == len(seconds) == len(energy):
         raise UserError(
@@ -280,8 +184,8 @@ def calibrate(
     effects = _effects(points, names)
     _check_rank(work, presumed, limits, where)
     time = _fit_time(work, seconds, names, effects, presumed, limits)
-    class_s, _ = _times(np.array(time.mean), effects, work, limits)
-    power = _fit_power(class_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
+    part_s = times(np.array(time.mean), effects, work, limits).part_s
+    power = _fit_power(part_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
     return Calibration(
         accelerator=accelerator,
         points=len(points),
@@ -298,19 +202,19 @@ def calibrate(
 def presumed_calibration(root: Path, accelerator: str) -> Calibration:
     """What is presumed of an accelerator on which nothing was measured: wide intervals."""
     load_accelerator(root, accelerator)
-    presumed = load_presumed(root)
+    presumed = presumed_of(root, accelerator)
     from_prior = {}
     for name, names, section, misfit in (
         ("time", TIME_NAMES, presumed.time, presumed.misfit.time),
         ("power", POWER_NAMES, presumed.power, presumed.misfit.power),
     ):
-        mean, spread = _prior(names, section)
+        mean, spread = prior(names, section, LINEAR)
         from_prior[name] = Parameters(
             names=list(names),
             mean=mean.tolist(),
             covariance=np.diag(spread**2).tolist(),
             misfit=misfit,
-            t90=_student90(presumed.misfit.weight),
+            t90=student90(presumed.misfit.weight),
         )
     return Calibration(
         accelerator=accelerator,
@@ -325,12 +229,6 @@ def presumed_calibration(root: Path, accelerator: str) -> Calibration:
     )
 
 
-def _prior(names: Sequence[str], section: object) -> tuple[Floats, Floats]:
-    entries: list[Presumed] = [getattr(section, name) for name in names]
-    mean = [e.expected if n in LINEAR else np.log(e.expected) for n, e in zip(names, entries, strict=True)]
-    return np.array(mean, dtype=np.float64), np.array([e.spread for e in entries])
-
-
 def _fit_time(
     work: Features,
     seconds: Floats,
@@ -339,14 +237,14 @@ def _fit_time(
     presumed: PredictionFile,
     limits: Accelerator,
 ) -> Parameters:
-    mean, spread = _prior(TIME_NAMES, presumed.time)
+    mean, spread = prior(TIME_NAMES, presumed.time, LINEAR)
     between = {BOARD: presumed.time.board.spread, MODEL: presumed.outside.other_model}
     spreads = [between[name[: name.index(":") + 1]] for name in effect_names]
     mean, spread = np.concatenate([mean, np.zeros(len(spreads))]), np.concatenate([spread, spreads])
 
     def forward(theta: Floats) -> tuple[Floats, Floats]:
-        classes, derivatives = _times(theta, effects, work, limits)
-        return np.log(classes.sum(axis=1)), derivatives
+        found = times(theta, effects, work, limits)
+        return np.log(found.part_s.sum(axis=1)), found.derivatives
 
     names = [*TIME_NAMES, *effect_names]
     misfit = presumed.misfit.time
@@ -354,18 +252,18 @@ def _fit_time(
         name.startswith(BOARD) for name in effect_names
     ):  # the points may be of several: how these differ is then part of what is unexplained
         misfit = hypot(misfit, presumed.time.board.spread)
-    return _fitted(names, forward, np.log(seconds), mean, spread, misfit, presumed.misfit.weight)
+    return fitted(names, forward, np.log(seconds), mean, spread, misfit, presumed.misfit.weight)
 
 
-def _fit_power(class_s: Floats, mean_W: Floats, presumed: PredictionFile, limits: Accelerator) -> Parameters:
-    mean, spread = _prior(POWER_NAMES, presumed.power)
-    share = class_s / class_s.sum(axis=1, keepdims=True)
+def _fit_power(part_s: Floats, mean_W: Floats, presumed: PredictionFile, limits: Accelerator) -> Parameters:
+    mean, spread = prior(POWER_NAMES, presumed.power, LINEAR)
+    share = part_s / part_s.sum(axis=1, keepdims=True)
 
     def forward(theta: Floats) -> tuple[Floats, Floats]:
-        watts, derivatives = _powers(theta, class_s, limits)
+        watts, derivatives = powers(theta, part_s, limits)
         return np.log((share * watts).sum(axis=1)), derivatives
 
-    return _fitted(
+    return fitted(
         list(POWER_NAMES),
         forward,
         np.log(mean_W),
@@ -374,81 +272,6 @@ def _fit_power(class_s: Floats, mean_W: Floats, presumed: PredictionFile, limits
         presumed.misfit.power,
         presumed.misfit.weight,
     )
-
-
-def _fitted(
-    names: list[str],
-    forward: Forward,
-    measured: Floats,
-    mean: Floats,
-    spread: Floats,
-    misfit: float,
-    weight: float,
-) -> Parameters:
-    """Maximum a posteriori of the parameters, alternating with the misfit that the residuals show."""
-    sigma, theta = misfit, mean.copy()
-    dof = weight
-    precision = np.diag(spread**-2)
-    for _ in range(ROUNDS):
-        theta = _maximum(forward, measured, theta, mean, precision, sigma)
-        predicted, jacobian = forward(theta)
-        information = jacobian.T @ jacobian / sigma**2
-        covariance = np.linalg.inv(information + precision)
-        effective = float(np.trace(information @ covariance))
-        left = max(len(measured) - effective, 0.0)
-        squares = float(np.sum((measured - predicted) ** 2))
-        dof = weight + left
-        sigma = sqrt((weight * misfit**2 + squares) / dof)
-    return Parameters(
-        names=names,
-        mean=theta.tolist(),
-        covariance=((covariance + covariance.T) / 2).tolist(),
-        misfit=sigma,
-        t90=_student90(dof),
-    )
-
-
-def _maximum(
-    forward: Forward, measured: Floats, theta: Floats, mean: Floats, precision: Floats, sigma: float
-) -> Floats:
-    """Gauss-Newton with Levenberg's damping."""
-
-    def loss(at: Floats) -> float:
-        predicted, _ = forward(at)
-        return float(np.sum((measured - predicted) ** 2) / sigma**2 + (at - mean) @ precision @ (at - mean))
-
-    damping, current = 1e-3, loss(theta)
-    for _ in range(ITERATIONS):
-        predicted, jacobian = forward(theta)
-        gradient = jacobian.T @ (measured - predicted) / sigma**2 - precision @ (theta - mean)
-        curvature = jacobian.T @ jacobian / sigma**2 + precision
-        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
-        tried = loss(theta + step)
-        if isfinite(tried) and tried <= current:
-            done = current - tried < 1e-10 * max(current, 1.0)
-            theta, current, damping = theta + step, tried, damping / 5
-            if done:
-                break
-        else:
-            damping *= 5
-    return theta
-
-
-@cache
-def _student90(dof: float) -> float:
-    """Half-width of a 90 % interval of Student's t.
-
-    By Cornish and Fisher's expansion about the normal's quantile (Abramowitz and Stegun, 26.7.5): within
-    0.1 % from four degrees of freedom on.
-    """
-    x = 1.6448536269514722
-    terms = (
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
-    )
-    return x + sum(term / dof**power for power, term in enumerate(terms, start=1))
 
 
 # --- what is refused --------------------------------------------------------------------------------------
@@ -461,7 +284,7 @@ def _check_units(
     points: Sequence[Point], work: Features, seconds: Floats, energy: Floats, limits: Accelerator, where: str
 ) -> None:
     """Raise where a value is not positive, or where time and energy cannot be those of this board."""
-    flop = work.attention_flop + work.attention_narrow_flop + work.dense_flop
+    flop = work.attention_flop + work.attention_narrow_flop + work.dense_flop + work.convolution_flop
     for index, point in enumerate(points):
         at = f"{where}, point {index + 1} ({label(point)})"
         for name, value in (("latency_s", seconds[index]), ("gpu_energy_Wh", energy[index])):
@@ -490,8 +313,8 @@ def _check_units(
 
 def _check_rank(work: Features, presumed: PredictionFile, limits: Accelerator, where: str) -> None:
     """Raise where the points cannot tell attention, other work that grows with steps, and the rest apart."""
-    mean, _ = _prior(TIME_NAMES, presumed.time)
-    classes, _ = _times(mean, np.empty((len(work), 0)), work, limits)
+    mean, _ = prior(TIME_NAMES, presumed.time, LINEAR)
+    classes = times(mean, np.empty((len(work), 0)), work, limits).class_s
     parts = np.column_stack(
         [classes[:, 0], classes[:, [1, 3, 6]].sum(axis=1), classes[:, [2, 4, 5, 7]].sum(axis=1)]
     )
@@ -528,9 +351,10 @@ def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]
     limits = load_accelerator(root, calibration.accelerator)
     work = features(root, points)
     effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
-    class_s, by_time = _times(np.array(calibration.time.mean), effects, work, limits)
-    watts, by_power = _powers(np.array(calibration.power.mean), class_s, limits)
-    class_Wh = class_s * watts / SECONDS_PER_HOUR
+    found = times(np.array(calibration.time.mean), effects, work, limits)
+    by_time, class_s = found.derivatives, found.class_s
+    watts, by_power = powers(np.array(calibration.power.mean), found.part_s, limits)
+    class_Wh = by_class(found.part_s * watts) / SECONDS_PER_HOUR
     latency_s, energy_Wh = class_s.sum(axis=1), class_Wh.sum(axis=1)
     outside, notes = _outside(root, calibration, points, work)
     time_sd = np.sqrt(_variance(calibration.time, by_time) + outside**2)
@@ -549,6 +373,17 @@ def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]
         work=work,
         notes=notes,
     )
+
+
+def part_times(root: Path, calibration: Calibration, points: Sequence[Point]) -> Floats:
+    """Seconds of each of :data:`t2v_energy.prediction.forward.PARTS` of every point, shape (n, parts).
+
+    Raises:
+        UserError: as :func:`predict_points`.
+    """
+    limits = load_accelerator(root, calibration.accelerator)
+    effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
+    return times(np.array(calibration.time.mean), effects, features(root, points), limits).part_s
 
 
 def _variance(fitted: Parameters, derivatives: Floats) -> Floats:

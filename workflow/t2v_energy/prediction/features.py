@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
-from t2v_energy.work import true_work
-from t2v_energy.work.architectures import latents, refine_calls
+from t2v_energy.work import animatediff, true_work
+from t2v_energy.work.architectures import decoder, encoder_passes, latents, refine_calls
 from t2v_energy.work.denoisers import Mochi, Transformer, denoiser, padded_tokens
-from t2v_energy.work.traffic import decoder_bytes, denoiser_bytes, has_traffic
+from t2v_energy.work.traffic import COUNTS, decoder_traffic, denoiser_traffic, has_traffic, text_kernels
 from t2v_energy.work.wan import elementwise_bytes
 from t2v_energy.work.wan_vae import executed_frames
 
@@ -47,15 +47,22 @@ class Features:
     """Work of n configurations; arrays of shape (n,).
 
     Attributes:
-        attention_flop, attention_narrow_flop: QKᵀ and PV of the denoiser, heads of 128 and more, and below.
+        attention_flop, attention_narrow_flop: QKᵀ and PV of the denoiser, heads of 128 and more, and below; a
+            U-Net's as its kernels execute them, filled up to whole tiles.
         tokens: length that attention sees.
         aligned: 1 where that length divides by 128, else 0.
         dense_flop: all other matrix products of denoiser and upsampler.
-        text_flop: matrix products of the text encoders.
+        product_bytes: what these move (bytes).
+        convolution_flop, convolution_bytes: convolutions of a U-Net.
         traffic_bytes: element-wise kernels and norms of the denoiser (bytes read and written).
+        norm_rows, group_norm_values, group_norm_serial: norms that take longer than their bytes; see
+            :data:`t2v_energy.work.traffic.COUNTS`.
+        kernels: launched by the denoiser.
+        text_flop, text_kernels: matrix products of the text encoders, and kernels.
         vae_float32_flop, vae_half_flop: the VAE's decoder, by its number type.
-        vae_traffic_bytes: element-wise kernels and norms of the decoder (bytes).
-        output_values: values of the finished video.
+        vae_convolution_bytes, vae_traffic_bytes, vae_group_norm_values, vae_group_norm_serial,
+            vae_kernels: of the decoder, as above.
+        output_values: values of the decoded video.
         calls: calls of the denoiser.
         height, width, num_frames, num_inference_steps: as run; frames rounded as the pipeline does.
     """
@@ -65,11 +72,23 @@ class Features:
     tokens: Floats
     aligned: Floats
     dense_flop: Floats
-    text_flop: Floats
+    product_bytes: Floats
+    convolution_flop: Floats
+    convolution_bytes: Floats
     traffic_bytes: Floats
+    norm_rows: Floats
+    group_norm_values: Floats
+    group_norm_serial: Floats
+    kernels: Floats
+    text_flop: Floats
+    text_kernels: Floats
     vae_float32_flop: Floats
     vae_half_flop: Floats
+    vae_convolution_bytes: Floats
     vae_traffic_bytes: Floats
+    vae_group_norm_values: Floats
+    vae_group_norm_serial: Floats
+    vae_kernels: Floats
     output_values: Floats
     calls: Floats
     height: Floats
@@ -107,7 +126,8 @@ def features(root: Path, points: Sequence[Point]) -> Features:
                 remedy="give a whole number of denoising steps",
             )
         rows[index] = once + point.num_inference_steps * step
-    return Features(*rows.T.copy())
+    # Coefficients of traffic are of usual sizes: at the smallest they may be a little below nought.
+    return Features(*np.maximum(rows.T, 0))
 
 
 def executed(model: ModelFile, num_frames: int) -> int:
@@ -183,7 +203,20 @@ def _differences(values: Floats) -> Floats:
     return np.array([first, second - first, third - 2 * second + first])
 
 
-_SCALED = ("attention_flop", "attention_narrow_flop", "dense_flop", "traffic_bytes", "calls")
+_SCALED = (
+    "attention_flop",
+    "attention_narrow_flop",
+    "dense_flop",
+    "product_bytes",
+    "convolution_flop",
+    "convolution_bytes",
+    "traffic_bytes",
+    "norm_rows",
+    "group_norm_values",
+    "group_norm_serial",
+    "kernels",
+    "calls",
+)
 """Fields that grow with the steps, where all of the denoiser's work is in the loop."""
 _FIELDS = [f.name for f in fields(Features)]
 _STEPS_INDEX = _FIELDS.index("num_inference_steps")
@@ -202,19 +235,35 @@ def _row(model: ModelFile, size: tuple[int, int, int], steps: int) -> Floats:
     wide = _head_size(model) >= WIDE_HEAD
     half = model.components["vae"].dtype != "float32"
     tokens = work.tokens + _joint_tokens(model)
+    convolved, attention = _u_net(model, size)
+    attention_flop = work.denoiser_calls * attention if attention else work.attention_flop
+    convolution_flop = work.denoiser_calls * convolved
+    moved, decoded = _moved(model, size, tokens, work.denoiser_calls), _decoded(model, size)
     values = {
-        "attention_flop": work.attention_flop * wide,
-        "attention_narrow_flop": work.attention_flop * (not wide),
+        "attention_flop": attention_flop * wide,
+        "attention_narrow_flop": attention_flop * (not wide),
         "tokens": tokens,
         "aligned": tokens % ALIGNMENT == 0,
-        "dense_flop": work.total_flop - once - work.attention_flop,
+        "dense_flop": work.total_flop - once - work.attention_flop - convolution_flop,
+        "product_bytes": moved["product_bytes"],
+        "convolution_flop": convolution_flop,
+        "convolution_bytes": moved["convolution_bytes"],
+        "traffic_bytes": moved["bytes"],
+        "norm_rows": moved["norm_rows"],
+        "group_norm_values": moved["group_norm_values"],
+        "group_norm_serial": moved["group_norm_serial"],
+        "kernels": moved["kernels"],
         "text_flop": work.flop["text_encoder"],
-        "traffic_bytes": _traffic_bytes(model, size, tokens, work.denoiser_calls),
+        "text_kernels": encoder_passes(model) * text_kernels(model.key) if has_traffic(model.key) else 0.0,
         "vae_float32_flop": work.flop["vae"] * (not half),
         "vae_half_flop": work.flop["vae"] * half,
-        "vae_traffic_bytes": _decoder_bytes(model, size),
-        "output_values": size[0] * size[1] * size[2] * COLOURS,
-        "calls": work.denoiser_calls,
+        "vae_convolution_bytes": decoded["convolution_bytes"],
+        "vae_traffic_bytes": decoded["bytes"],
+        "vae_group_norm_values": decoded["group_norm_values"],
+        "vae_group_norm_serial": decoded["group_norm_serial"],
+        "vae_kernels": decoded["kernels"],
+        "output_values": _output_values(model, size),
+        "calls": work.denoiser_calls + _refine_calls(model),
         **dict(zip(SIZES, (*size, steps), strict=True)),
     }
     return np.array([float(values[name]) for name in _FIELDS])
@@ -266,28 +315,51 @@ def _joint_tokens(model: ModelFile) -> int:
     return sum(padded_tokens(model, name) for name in part.tokenizers)
 
 
-def _traffic_bytes(model: ModelFile, size: tuple[int, int, int], tokens: int, calls: int) -> float:
-    """Element-wise traffic of all denoiser calls of the loop and, in LTX-Video, of its refinement (bytes).
+def _u_net(model: ModelFile, size: tuple[int, int, int]) -> tuple[float, float]:
+    """FLOP of a U-Net's convolutions and of its attention as executed, one call; none of a transformer's."""
+    if model.architecture != "animatediff":
+        return 0.0, 0.0
+    config, latent = model.components["unet"].config, latents(model, *size)[0]
+    convolved = sum(x.flop for x in animatediff.convolutions(config, *latent))
+    attention = animatediff.executed_attention_flop(config, *latent, model.tokenizer.max_length)
+    return float(model.batch_per_pass * convolved), float(model.batch_per_pass * attention)
+
+
+def _refine_calls(model: ModelFile) -> int:
+    """Calls of LTX-Video's refinement; none of other models."""
+    return refine_calls(model) if "latent_upsampler" in model.components else 0
+
+
+def _output_values(model: ModelFile, size: tuple[int, int, int]) -> float:
+    """Values of the decoded video, which in LTX-Video has another size than was asked for."""
+    _, (_, rows, columns) = latents(model, *size)
+    factor = decoder(model).spatial_factor(model.components["vae"].config)
+    return float(size[2] * rows * columns * factor**2 * COLOURS)
+
+
+def _moved(model: ModelFile, size: tuple[int, int, int], tokens: int, calls: int) -> dict[str, float]:
+    """:data:`COUNTS` of all denoiser calls of the loop and, in LTX-Video, of its refinement.
 
     From traces of the model's own modules (:mod:`t2v_energy.work.traffic`).  A model without them is taken to
     move as many bytes for each value of its stream as Wan's does, a rough presumption; a U-Net has none.
     """
     if has_traffic(model.key):
         first, last = latents(model, *size)
-        refined = refine_calls(model) if "latent_upsampler" in model.components else 0
-        loop = calls * denoiser_bytes(model.key, first)
-        return loop + (refined * denoiser_bytes(model.key, last) if refined else 0.0)
+        loop, refined = (denoiser_traffic(model.key, latent) for latent in (first, last))
+        return {name: calls * loop[name] + _refine_calls(model) * refined[name] for name in COUNTS}
+    found = dict.fromkeys(COUNTS, 0.0)
     config = model.components[denoiser(model).part].config
-    if model.architecture == "animatediff":
-        return 0.0
-    names = ("num_layers", "num_attention_heads", "attention_head_dim")
-    stream = {name: config[name] for name in names}
-    stream["ffn_dim"] = config.get(
-        "ffn_dim", 4 * stream["num_attention_heads"] * stream["attention_head_dim"]
-    )
-    return calls * model.batch_per_pass * elementwise_bytes(stream, tokens)
+    if model.architecture != "animatediff":
+        names = ("num_layers", "num_attention_heads", "attention_head_dim")
+        stream = {name: config[name] for name in names}
+        width = stream["num_attention_heads"] * stream["attention_head_dim"]
+        stream["ffn_dim"] = config.get("ffn_dim", 4 * width)
+        found["bytes"] = calls * model.batch_per_pass * elementwise_bytes(stream, tokens)
+    return found
 
 
-def _decoder_bytes(model: ModelFile, size: tuple[int, int, int]) -> float:
-    """Element-wise traffic of decoding (bytes); 0 for a model without traces."""
-    return decoder_bytes(model.key, latents(model, *size)[1]) if has_traffic(model.key) else 0.0
+def _decoded(model: ModelFile, size: tuple[int, int, int]) -> dict[str, float]:
+    """:data:`COUNTS` of decoding; nought for a model without traces."""
+    if not has_traffic(model.key):
+        return dict.fromkeys(COUNTS, 0.0)
+    return decoder_traffic(model.key, latents(model, *size)[1])

@@ -11,8 +11,9 @@ from t2v_energy.config import Configuration, load_accelerator, load_model, parse
 from t2v_energy.errors import UserError
 from t2v_energy.grids import load_grids
 from t2v_energy.interventions import named
-from t2v_energy.prediction.calibrated import CLASSES, STAGE_OF_CLASS, Calibration, predict_points
+from t2v_energy.prediction.calibrated import STAGE_OF_CLASS, Calibration, predict_points
 from t2v_energy.prediction.features import Point
+from t2v_energy.prediction.forward import CLASSES
 from t2v_energy.prediction.savings import Compared, predict_savings
 from t2v_energy.prediction.single_mu import predict
 

@@ -100,7 +100,7 @@ def video_work(
         attention += refine.attention_flop
         stages = {"upsample": float(flop["upsampler"]), "refine": float(sum(refine.flop.values()))}
     flop["vae"] = decoder(model).decode_flop(model.components["vae"].config, *last)
-    flop["text_encoder"] = _encoder_passes(model) * text_encoder_flop(model)
+    flop["text_encoder"] = encoder_passes(model) * text_encoder_flop(model)
     present = (*OPERATORS, *(operator for operator in OTHER_OPERATORS if operator in flop))
     ordered = {operator: float(flop.get(operator, 0)) for operator in present}
     return Work(ordered, call.tokens, calls, float(attention), stages)
@@ -216,7 +216,7 @@ def _call_value(model: ModelFile, key: str) -> float:
     return float(model.call[key])
 
 
-def _encoder_passes(model: ModelFile) -> int:
+def encoder_passes(model: ModelFile) -> int:
     """Passes of each text encoder for one video.
 
     Guidance needs the embedding of the negative prompt too: one pass for each sample of a step.  LTX-Video

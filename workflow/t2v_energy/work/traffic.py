@@ -1,4 +1,4 @@
-"""Bytes that element-wise kernels and norms move, and kernels that are launched, of every model file.
+"""What kernels move and how many are launched, of every model file, beside their operations.
 
 Coefficients are in traffic.json, derived by :mod:`t2v_energy.work.traffic_trace`; using them needs no torch.
 """
@@ -11,6 +11,24 @@ from pathlib import Path
 from typing import Any
 
 TRAFFIC_FILE = "traffic.json"
+COUNTS = (
+    "bytes",
+    "product_bytes",
+    "convolution_bytes",
+    "norm_rows",
+    "group_norm_values",
+    "group_norm_serial",
+    "kernels",
+)
+"""What is counted of a call: bytes of element-wise kernels and norms, of matrix products and of convolutions;
+rows of norms that are too narrow to be bound by what they move (:data:`NARROW_BYTES`); values that group
+norms read, and the same over the blocks that can work on them at once (:data:`BLOCKS`); kernels launched."""
+NARROW_BYTES = 4096
+"""A norm gives each row to a block of its own.  Rows that move less than so many bytes take it as long as
+those that do: counted is the missing part."""
+BLOCKS = 132
+"""Multiprocessors of an H100 or H200.  A group norm gives each group of each sample to one block: the 32 of a
+single sample leave most of them idle."""
 Latent = tuple[int, int, int]
 
 
@@ -26,21 +44,28 @@ def has_traffic(model: str) -> bool:
     return model in _coefficients()
 
 
-def denoiser_bytes(model: str, latent: Latent) -> float:
-    """Element-wise traffic of one denoiser call, all samples of its batch (bytes)."""
+def denoiser_traffic(model: str, latent: Latent) -> dict[str, float]:
+    """:data:`COUNTS` of one denoiser call, all samples of its batch."""
     frames, rows, columns = latent
-    constant, each = _coefficients()[model]["denoiser_bytes"]
-    return float(constant + each * frames * rows * columns)
+    return _at(_coefficients()[model]["denoiser"], (1, frames * rows * columns))
 
 
-def denoiser_kernels(model: str) -> float:
-    """Kernels that one denoiser call launches."""
-    return float(_coefficients()[model]["denoiser_kernels"][0])
-
-
-def decoder_bytes(model: str, latent: Latent) -> float:
-    """Element-wise traffic of decoding one video (bytes)."""
+def decoder_traffic(model: str, latent: Latent) -> dict[str, float]:
+    """:data:`COUNTS` of decoding one video."""
     frames, rows, columns = latent
     pixels = rows * columns
-    constant, by_frame, by_pixel, by_both = _coefficients()[model]["decoder_bytes"]
-    return float(constant + by_frame * frames + by_pixel * pixels + by_both * pixels * frames)
+    return _at(_coefficients()[model]["decoder"], (1, frames, pixels, pixels * frames))
+
+
+def text_kernels(model: str) -> float:
+    """Kernels that one pass of each text encoder launches."""
+    return float(_coefficients()[model]["text_encoder"]["kernels"])
+
+
+def _at(coefficients: dict[str, list[float]], basis: tuple[float, ...]) -> dict[str, float]:
+    """Sums of terms; sizes far below those that they were derived from may be a little below nought."""
+    none = [0.0] * len(basis)
+    return {
+        name: float(sum(c * x for c, x in zip(coefficients.get(name, none), basis, strict=True)))
+        for name in COUNTS
+    }

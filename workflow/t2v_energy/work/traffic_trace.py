@@ -1,13 +1,13 @@
-"""Derives work/traffic.json from the real modules: bytes of element-wise kernels, and kernels launched.
+"""Derives work/traffic.json from the real modules: bytes that kernels move, slow norms, and kernels launched.
 
-They run on torch's meta device, in the number types of the model files: every operator that is no matrix
-product, convolution, fused attention or view reads its inputs and writes its outputs once.  Needs the extra
-``measure``::
+They run on torch's meta device, in the number types of the model files: every operator reads its inputs and
+writes its outputs once; views move nothing.  Needs the extra ``measure``::
 
     python -m t2v_energy.work.traffic_trace
 
-A denoiser's bytes are linear in the positions of its latent, a decoder's in the pixels of latent frames and
-in their number.  Four small sizes give the coefficients; the default size says how well they hold there.
+A denoiser's counts are linear in the positions of its latent, a decoder's in the pixels of latent frames and
+in their number; a text encoder has one size.  Small sizes and the default give the coefficients, another size
+says how well they hold.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
@@ -30,22 +32,35 @@ from t2v_energy.config import load_model
 from t2v_energy.work import trace
 from t2v_energy.work.architectures import latents
 from t2v_energy.work.denoisers import denoiser
-from t2v_energy.work.traffic import TRAFFIC_FILE
+from t2v_energy.work.traffic import BLOCKS, COUNTS, NARROW_BYTES, TRAFFIC_FILE
 
 if TYPE_CHECKING:
     from t2v_energy.config import ModelFile
 
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "_scaled_mm")
-"""Operators that FLOP count, not bytes."""
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_mm")
+"""Matrix products: what they move is counted apart."""
+CONVOLUTION = "convolution"
+MATH_KERNELS = 15
+"""Kernels of attention where torch has none that fuses it, as in T5 with its bias."""
+DEFAULT_WEIGHT = 10
+"""Weight of the default size among those that coefficients are fitted to."""
 UNMOVED = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "lift_fresh")
 """Operators that move nothing."""
 
 
 class Traffic(NamedTuple):
-    """Bytes of element-wise kernels, and all kernels (products and attention among them)."""
+    """What a call moves and launches; see :data:`t2v_energy.work.traffic.COUNTS`."""
 
-    bytes: float
-    kernels: int
+    bytes: float = 0
+    product_bytes: float = 0
+    convolution_bytes: float = 0
+    norm_rows: float = 0
+    group_norm_values: float = 0
+    group_norm_serial: float = 0
+    kernels: float = 0
+
+
+assert Traffic._fields == COUNTS
 
 
 class TrafficMode(TorchDispatchMode):
@@ -53,38 +68,57 @@ class TrafficMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.kernels = 0, 0
+        self.found = dict.fromkeys(COUNTS, 0.0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if func.is_view or name in UNMOVED or name.startswith("_unsafe_view"):
             return result
-        self.kernels += 1
-        if name not in PRODUCTS:
-            self.add(args, kwargs, result)
+        self.found["kernels"] += 1
+        if name in PRODUCTS:
+            self.add("product_bytes", args, kwargs, result)
+        elif name == CONVOLUTION:
+            self.add("convolution_bytes", args, kwargs, result)
+        else:
+            self.add("bytes", args, kwargs, result)
+        if name == "native_layer_norm":
+            self.norm(args[0], prod(args[1]))
+        elif name == "native_group_norm":
+            samples, groups = args[3], args[6]
+            self.found["group_norm_values"] += args[0].numel()
+            self.found["group_norm_serial"] += args[0].numel() / min(samples * groups, BLOCKS)
         return result
 
-    def add(self, *values: Any) -> None:
-        """Count the bytes of all tensors among ``values``."""
-        self.bytes += sum(
+    def add(self, count: str, *values: Any) -> None:
+        """Add the bytes of all tensors among ``values``."""
+        self.found[count] += sum(
             leaf.numel() * leaf.element_size()
             for leaf in tree_leaves(values)
             if isinstance(leaf, torch.Tensor)
         )
 
+    def norm(self, values: torch.Tensor, columns: int) -> None:
+        """A norm over the last ``columns`` values: its rows, as far as they are narrow."""
+        moved = 2 * columns * values.element_size()
+        self.found["norm_rows"] += values.numel() / columns * max(0.0, 1 - moved / NARROW_BYTES)
 
-def counted(call: Callable[[], Any]) -> Traffic:
-    """Traffic of ``call``; attention and RMSNorm are single kernels, as on a GPU."""
+
+def counted(call: Callable[[], Any], masked_kernels: int = 1) -> Traffic:
+    """Traffic of ``call``; RMSNorm is a single kernel, as on a GPU, and so is attention.
+
+    Attention with a mask or a bias has ``masked_kernels``.
+    """
     mode = TrafficMode()
 
-    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-        mode.kernels += 1
+    def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **__: Any) -> Any:
+        mode.found["kernels"] += 1 if attn_mask is None else masked_kernels
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
-    def rms_norm(values: Any, *_: Any, **__: Any) -> Any:
-        mode.kernels += 1
-        mode.add(values, values)
+    def rms_norm(values: Any, shape: Sequence[int], *_: Any, **__: Any) -> Any:
+        mode.found["kernels"] += 1
+        mode.add("bytes", values, values)
+        mode.norm(values, prod(shape))
         return torch.empty_like(values)
 
     with (
@@ -94,7 +128,7 @@ def counted(call: Callable[[], Any]) -> Traffic:
         mode,
     ):
         call()
-    return Traffic(mode.bytes, mode.kernels)
+    return Traffic(**mode.found)
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:
@@ -131,53 +165,67 @@ def denoiser_traffic(model: ModelFile, size: Sequence[int]) -> Traffic:
     """One call of the denoiser for a video of (height, width, frames)."""
     with _typed(_dtype(model, denoiser(model).part)):
         found: Any = trace.trace_denoiser(model, *size)
-    return Traffic(found.bytes, found.kernels)
+    return Traffic(*found)
 
 
 def decoder_traffic(model: ModelFile, size: Sequence[int]) -> Traffic:
     """Decoding one video of (height, width, frames)."""
     with _typed(_dtype(model, "vae")):
         found: Any = trace.trace_vae_decode(model, *size)
-    return Traffic(found.bytes, found.kernels)
+    return Traffic(*found)
+
+
+def text_encoder_traffic(model: ModelFile) -> Traffic:
+    """One pass of each text encoder."""
+    with (
+        _typed(_dtype(model, "text_encoder")),
+        patch.object(trace, "count", partial(counted, masked_kernels=MATH_KERNELS)),
+    ):
+        found: Any = trace.trace_text_encoder(model)
+    return Traffic(*found)
 
 
 def _sizes(model: ModelFile) -> tuple[list[tuple[int, int, int]], tuple[int, int, int]]:
-    """Four sizes to derive from, and the default to check with."""
+    """Five sizes to derive from, the default the last, and one to check with."""
     d = model.defaults
     unit = model.limits.size_multiple
     small, large = (unit * (96 // unit or 1), unit * (160 // unit or 1)), (unit * (192 // unit or 1),) * 2
     step, offset = model.limits.frames_multiple, model.limits.frames_offset
     few, many = (4, 12) if step > 1 else (8, 16)
     short, long = few * step + offset, many * step + offset
-    return [(*s, f) for s in (small, large) for f in (short, long)], (d.height, d.width, d.num_frames)
+    default = (d.height, d.width, d.num_frames)
+    check = (unit * (320 // unit or 1), unit * (256 // unit or 1), 8 * step + offset)
+    return [*((*s, f) for s in (small, large) for f in (short, long)), default], check
 
 
 def derive(model: ModelFile) -> dict[str, Any]:
-    """Coefficients of one model, and their relative error at its default size."""
-    sizes, default = _sizes(model)
-    place = [latents(model, *size)[1] for size in (*sizes, default)]
-    first = [latents(model, *size)[0] for size in (*sizes, default)]
-    positions = np.array([frames * rows * columns for frames, rows, columns in first], dtype=float)
-    calls = [denoiser_traffic(model, size) for size in (*sizes, default)]
-    decodings = [decoder_traffic(model, size) for size in (*sizes, default)]
-    pixels = np.array([rows * columns for _, rows, columns in place], dtype=float)
-    frames = np.array([f for f, _, _ in place], dtype=float)
-    terms = {
-        "denoiser": (np.column_stack([np.ones_like(positions), positions]), calls),
-        "decoder": (
-            np.column_stack([np.ones_like(pixels), frames, pixels, pixels * frames]),
-            decodings,
-        ),
+    """Coefficients of one model, and their relative errors at another size."""
+    sizes, check = _sizes(model)
+    places = [latents(model, *size) for size in (*sizes, check)]
+    positions = np.array([frames * rows * columns for (frames, rows, columns), _ in places], dtype=float)
+    pixels = np.array([rows * columns for _, (_, rows, columns) in places], dtype=float)
+    frames = np.array([f for _, (f, _, _) in places], dtype=float)
+    one = np.ones_like(pixels)
+    parts = {
+        "denoiser": (np.column_stack([one, positions]), denoiser_traffic),
+        "decoder": (np.column_stack([one, frames, pixels, pixels * frames]), decoder_traffic),
     }
     found: dict[str, Any] = {}
-    for name, (design, traffic) in terms.items():
-        for column in ("bytes", "kernels"):
-            values = np.array([getattr(t, column) for t in traffic], dtype=float)
+    for name, (design, traffic) in parts.items():
+        measured = [traffic(model, size) for size in (*sizes, check)]
+        found[name], errors = {}, {}
+        for count in COUNTS:
+            values = np.array([getattr(t, count) for t in measured], dtype=float)
+            if not values.any():
+                continue
             weights = 1 / np.maximum(values[:-1], 1)
+            weights[-1] *= DEFAULT_WEIGHT
             solved, *_ = np.linalg.lstsq(design[:-1] * weights[:, None], values[:-1] * weights, rcond=None)
-            error = float(design[-1] @ solved / values[-1] - 1)
-            found[f"{name}_{column}"] = [float(f"{x:.9g}") for x in solved]
-            found[f"{name}_{column}_error_at_default_percent"] = round(100 * error, 3)
+            terms = np.where(np.abs(solved * design).max(axis=0) < 1e-7 * values.max(), 0.0, solved)
+            found[name][count] = [float(f"{x:.9g}") for x in terms]
+            errors[count] = round(100 * float(design[-1] @ terms / values[-1] - 1), 3) if values[-1] else 0.0
+        found[f"{name}_error_percent"] = errors
+    found["text_encoder"] = {"kernels": text_encoder_traffic(model).kernels}
     return found
 
 
@@ -188,7 +236,7 @@ def main(keys: Sequence[str]) -> int:
     data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for key in keys or sorted(p.stem for p in (root / "config" / "models").glob("*.yaml")):
         data[key] = derive(load_model(root, key))
-        print(key, {k: v for k, v in data[key].items() if k.endswith("percent")})
+        print(key, {k: v for k, v in data[key].items() if k.endswith("percent")}, flush=True)
         path.write_text(json.dumps(dict(sorted(data.items())), indent=1) + "\n", encoding="utf-8")
     return 0
 
