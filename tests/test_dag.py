@@ -225,7 +225,8 @@ def test_the_figures_of_the_dag_are_those_that_are_drawn() -> None:
 
 
 def test_every_analysis_has_its_notebook(root: Path) -> None:
-    every = {key: {} for key in ("resolution", "frames", "steps", "validation", "kernels", "cross-model")}
+    keys = ("resolution", "frames", "steps", "validation", "kernels", "cross-model", "interventions")
+    every = {key: {} for key in keys}
     campaign = {"key": "some", "title": "x", "accelerator": "h200", "device": "cuda"}
     tiny.write_yaml(root, "campaigns/some", campaign | {"experiments": every})
     (root / "config/experiments/frames.yaml").write_text(
@@ -293,3 +294,19 @@ def test_a_campaign_of_our_own_reads_published_tables_for_the_claims_alone(
     assert found.published_files == {"cross_model": "copy.csv"}
     assert found.analyses[-2:] == ["claims", "versus"]
     assert found.overlaid_figures == [], "no cross-model experiment of ours, no sweeps of theirs"
+
+
+def test_experiments_of_changed_pipelines_bring_their_analysis(root: Path) -> None:
+    assert "interventions" not in dag(root).analyses
+    campaign = yaml.safe_load((root / "config/campaigns/big.yaml").read_text())
+    vary = [{"height": 480, "width": 832}, {"height": 480, "width": 832, "attention_kernel": "flash"}]
+    campaign["experiments"]["interventions"] = {"model": "wan2.1-t2v-1.3b", "vary": vary}
+    tiny.write_yaml(root, "campaigns/big", campaign)
+    found = dag(root)
+    assert "interventions" in found.analyses
+    frozen = "config/calibrations/h200-before-interventions.json"
+    assert found.savings_files == ["config/savings.yaml", "config/prediction.yaml", frozen]
+    registered = root / "config/predictions/big/interventions.csv"
+    registered.parent.mkdir(parents=True)
+    registered.touch()
+    assert found.savings_files[3:] == ["config/predictions/big/interventions.csv"]

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
+import synthetic_interventions as synthetic
 import tiny
 import yaml
 from figure_checks import assert_legible
@@ -20,6 +22,7 @@ from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis import interventions, interventions_figure, interventions_numbers, style
 from t2v_energy.analysis.numbers import Number
 from t2v_energy.errors import UserError
+from t2v_energy.interventions.vae_tiling import VaeTiling
 from t2v_energy.measurement.record import Fidelity, Gpu, InterventionRecord, Record, record_paths
 
 STEPS = 50
@@ -27,6 +30,12 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "fast": {"quality": {"figure": "PSNR 30 dB", "source": "a test"}},
     "unknown": {"expected": {"rate": {"attention": 2.0}, "source": "another test"}},
 }
+
+
+@pytest.fixture(autouse=True)
+def _work_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of the tests are of a kind that changes no amount of work."""
+    monkeypatch.setattr(VaeTiling, "work_ratios", lambda *_: {})
 
 
 @pytest.fixture
@@ -249,9 +258,9 @@ class TestPredicted:
         assert row["predicted_energy_ratio_high"] == pytest.approx(0.6)
 
     def test_what_nobody_can_predict_is_measured_all_the_same(self, root: Path, tmp_path: Path) -> None:
-        table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[1.5, 1.5]], attention_kernel="efficient"))
-        row = single(root, table, "attention-efficient")
-        assert "'efficient'" in row["note"]
+        table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[1.5, 1.5]], attention_kernel="math"))
+        row = single(root, table, "attention-math")
+        assert "'math'" in row["note"]
         assert pd.isna(row["predicted_latency_ratio"])
         assert row["measured_latency_ratio"] > 1
         assert interventions.budget_table(root, "h200", table).empty
@@ -324,41 +333,9 @@ class TestFromRecords:
 # --- token merging ------------------------------------------------------------------------------------------
 
 
-def merging_row(**changes: Any) -> dict[str, Any]:
-    """A row of interventions.csv that merges tokens."""
-    settings = {"kind": "token-merging", "method": "3d", "mode": "hidden", "ratio": 0.5, "stride": [2, 3, 3],
-                "every": 1, "last_block": None, "match_every": 1, "metric": "hidden"}  # fmt: skip
-    ratio = changes.pop("latency_ratio", 0.8)
-    settings |= {name: changes.pop(name) for name in [*changes] if name in settings}
-    row: dict[str, Any] = dict.fromkeys(interventions.COLUMNS, np.nan)
-    row |= {
-        "experiment": "token-merging", "model": "cogvideox-2b", "height": 480, "width": 720, "num_frames": 45,
-        "num_inference_steps": 50, "baseline_steps": 50, "intervention": "tome", "lossless": "no",
-        "measured_latency_ratio": ratio, "measured_latency_ratio_ci95": 0.01, "measured_energy_ratio": ratio,
-        "measured_energy_ratio_ci95": 0.01, "predicted_energy_ratio": ratio * 1.02,
-        "predicted_latency_ratio": ratio * 1.02, "predicted_energy_ratio_low": ratio,
-        "predicted_energy_ratio_high": ratio * 1.04, "predicted_latency_ratio_low": ratio,
-        "predicted_latency_ratio_high": ratio * 1.04, "energy_error_percent": 2.0,
-        "latency_error_percent": 2.0, "predicted": "registered", "uncited_parts": 1,
-        "settings": json.dumps({"tome": settings}), "configuration_id": "c", "protocol": "sampled",
-        "videos_per_hour": 100 / ratio,
-    }  # fmt: skip
-    return row | changes
-
-
 @pytest.fixture
 def grid() -> pd.DataFrame:
-    """Two methods, two ratios, three strides, two choices of blocks; attnbin takes 5 % longer."""
-    return pd.DataFrame(
-        merging_row(
-            method=method, ratio=ratio, stride=stride, **blocks,
-            latency_ratio=(1 - 0.4 * ratio) * (1.05 if method == "attnbin" else 1.0),
-        )
-        for method in ("3d", "attnbin")
-        for ratio in (0.3, 0.5)
-        for stride in ([1, 3, 3], [2, 3, 3], [4, 6, 9])
-        for blocks in ({"every": 2}, {"last_block": 27})
-    )  # fmt: skip
+    return synthetic.grid()
 
 
 class TestMerging:
@@ -370,15 +347,15 @@ class TestMerging:
         assert np.allclose(table["throughput_ratio"] * table["measured_latency_ratio"], 1)
 
     def test_stacks_and_other_kinds_are_no_part_of_it(self, grid: pd.DataFrame) -> None:
-        other = merging_row() | {"settings": json.dumps({"fast": {"kind": "vae-tiling"}})}
-        stack = merging_row(intervention="compile+tome")
-        unmeasured = merging_row() | {"measured_latency_ratio": np.nan}
-        empty = merging_row() | {"settings": np.nan}
+        other = synthetic.merging_row() | {"settings": json.dumps({"fast": {"kind": "vae-tiling"}})}
+        stack = synthetic.merging_row(intervention="compile+tome")
+        unmeasured = synthetic.merging_row() | {"measured_latency_ratio": np.nan}
+        empty = synthetic.merging_row() | {"settings": np.nan}
         table = pd.DataFrame([*grid.to_dict("records"), other, stack, unmeasured, empty])
         assert len(interventions.merging_table(table)) == len(grid)
 
     def test_methods_are_compared_at_the_same_settings(self, grid: pd.DataFrame) -> None:
-        lone = merging_row(method="attnbin", ratio=0.7)
+        lone = synthetic.merging_row(method="attnbin", ratio=0.7)
         merging = interventions.merging_table(pd.DataFrame([*grid.to_dict("records"), lone]))
         methods = interventions.methods_table(merging)
         assert len(methods) == 12
@@ -401,7 +378,7 @@ class TestMerging:
         assert found["merging.cogvideox-2b.ratio_pairs_rise"].value == 0
 
     def test_the_figure(self, grid: pd.DataFrame, tmp_path: Path) -> None:
-        wan = merging_row(model="wan2.1-t2v-1.3b", mode="kv", match_every=5)
+        wan = synthetic.merging_row(model="wan2.1-t2v-1.3b", mode="kv", match_every=5)
         merging = interventions.merging_table(pd.DataFrame([*grid.to_dict("records"), wan]))
         figure = interventions_figure.figure_merging(merging)
         assert_legible(figure)
@@ -421,6 +398,34 @@ class TestMerging:
         assert_legible(interventions_figure.figure_merging(several))
 
 
+def test_the_notebook_builds_its_figures_tables_and_numbers(root: Path, tmp_path: Path) -> None:
+    (root / "Snakefile").touch()
+    table = rows(
+        tmp_path,
+        passes([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+        passes([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]], interventions=("fast",)),
+    )
+    path = root / "results" / "aggregated" / "h200" / "configurations.csv"
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, index=False)
+    papermill.execute_notebook(
+        tiny.ROOT / "workflow" / "notebooks" / "interventions.ipynb",
+        tmp_path / "executed.ipynb",
+        parameters={"root": str(root)},
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(root),
+    )
+    for name in ("fig7", "fig8"):
+        assert all((root / f"figures/{name}.{kind}").stat().st_size > 0 for kind in ("pdf", "png", "svg"))
+    built = pd.read_csv(root / "results/tables/h200/interventions.csv")
+    assert built["intervention"].tolist() == ["fast"]
+    assert len(pd.read_csv(root / "results/tables/h200/interventions_budget.csv")) == 8
+    found = json.loads((root / "results/numbers/h200/interventions.json").read_text())
+    ratio = found["interventions.wan2.1-t2v-1.3b.480x832.fast.gpu_energy_ratio"]["value"]
+    assert ratio == pytest.approx(built["measured_energy_ratio"][0], rel=1e-6)
+
+
 # --- figure 7 and numbers -----------------------------------------------------------------------------------
 
 
@@ -430,41 +435,16 @@ def numbers(table: pd.DataFrame) -> dict[str, Number]:
     return interventions_numbers.interventions_numbers(table, merging, methods, "t")
 
 
-def planted_table() -> pd.DataFrame:
-    """Forty-eight rows: sixteen interventions at three sizes, one of them a long stack."""
-    names = [f"intervention-{index}" for index in range(14)]
-    names += ["attention-flash", "compile+magcache-0.12-k2+vae-bfloat16+fp8-rowwise"]
-    sizes = [("wan2.1-t2v-1.3b", 720, 1280), ("wan2.1-t2v-1.3b", 480, 832), ("wan2.1-t2v-14b", 720, 1280)]
-    found = []
-    for number, (model, height, width) in enumerate(sizes):
-        for index, name in enumerate(names):
-            kinds = {
-                part: {"kind": part.split("-")[0]} for part in name.split("+") if part != "attention-flash"
-            }
-            ratio = 1.4 if name == "attention-flash" else 0.95 - 0.04 * index - 0.02 * number
-            row = merging_row(latency_ratio=ratio)
-            found.append(
-                row
-                | {"experiment": "interventions", "model": model, "height": height, "width": width,
-                   "num_frames": 81, "intervention": name, "uncited_parts": 0,
-                   "settings": json.dumps(kinds) if kinds else "",
-                   "configuration_id": f"{model}-{name}", "cited_quality": "PSNR 23 dB", "source": "a test",
-                   "energy_error_percent": 0.1 * index * (-1) ** index, "compile_energy_Wh": 5.0,
-                   "compile_s": 60.0, "break_even_videos": 0.4}
-            )  # fmt: skip
-    return pd.DataFrame(found)
-
-
 class TestFigure7:
     def test_it_is_legible_with_as_many_rows_as_a_campaign_has(self) -> None:
-        table = planted_table()
+        table = synthetic.changes()
         figure = interventions_figure.figure_interventions(table)
         assert len(table) >= 40
         assert_legible(figure)
         assert [axes.get_xlabel() for axes in figure.axes] == list(interventions_figure.PANELS.values())
 
     def test_it_shows_what_the_table_says(self) -> None:
-        table = planted_table()
+        table = synthetic.changes()
         figure = interventions_figure.figure_interventions(table)
         for axes, name in zip(figure.axes, ("energy", "latency"), strict=True):
             dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
@@ -476,14 +456,14 @@ class TestFigure7:
         assert "compile + magcache-0.12-k2\nvae-bfloat16 + fp8-rowwise" in labels
 
     def test_without_a_counter_there_is_one_panel(self) -> None:
-        table = planted_table().assign(measured_energy_ratio=np.nan)
+        table = synthetic.changes().assign(measured_energy_ratio=np.nan)
         figure = interventions_figure.figure_interventions(table)
         assert [axes.get_xlabel() for axes in figure.axes] == ["Latency, with / without"]
         assert_legible(figure)
 
     def test_without_rows_it_says_so(self) -> None:
         for figure in (
-            interventions_figure.figure_interventions(planted_table()[:0]),
+            interventions_figure.figure_interventions(synthetic.changes()[:0]),
             interventions_figure.figure_merging(pd.DataFrame(columns=list(interventions.MERGING_COLUMNS))),
         ):
             assert "was measured" in figure.texts[0].get_text()
@@ -492,7 +472,7 @@ class TestFigure7:
 
 class TestNumbers:
     def test_errors_and_counts(self) -> None:
-        table = planted_table()
+        table = synthetic.changes()
         found = numbers(table)
         assert found["interventions.rows"].value == 48
         assert found["interventions.models"].value == 2
@@ -503,7 +483,7 @@ class TestNumbers:
         assert found["interventions.gpu_energy_coverage"].value == 100
 
     def test_the_best_stack_against_both_baselines(self) -> None:
-        found = numbers(planted_table())
+        found = numbers(synthetic.changes())
         ratio = 0.95 - 0.04 * 15
         assert (
             found["interventions.best.name"].value
@@ -522,14 +502,14 @@ class TestNumbers:
         ],
     )
     def test_the_best_keeps_steps_guidance_and_cited_quality(self, change: dict[str, Any]) -> None:
-        table = planted_table()
+        table = synthetic.changes()
         best = table["intervention"].str.startswith("compile+")
         for column, value in change.items():
             table.loc[best, column] = value
         assert numbers(table)["interventions.best.name"].value == "intervention-13"
 
     def test_what_compiling_costs(self) -> None:
-        table = planted_table()
+        table = synthetic.changes()
         table.loc[table["intervention"] == "intervention-0", "settings"] = json.dumps(
             {"intervention-0": {"kind": "compile"}}
         )
@@ -538,11 +518,11 @@ class TestNumbers:
         assert found["interventions.compile.wan2.1-t2v-14b.720x1280.break_even"].value == pytest.approx(0.4)
 
     def test_lossless_ones_by_how_far_they_are_off(self) -> None:
-        table = planted_table().assign(lossless="yes", relative_l2=0.0)
+        table = synthetic.changes().assign(lossless="yes", relative_l2=0.0)
         table.loc[3, "relative_l2"] = 1e-6
         found = numbers(table)
         assert found["interventions.lossless.identical"].value == 47
         assert found["interventions.lossless.relative_l2_most"].value == 1e-6
 
     def test_nothing_measured_gives_no_numbers(self) -> None:
-        assert numbers(planted_table()[:0]) == {}
+        assert numbers(synthetic.changes()[:0]) == {}

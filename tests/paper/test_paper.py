@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import records as planted
 import synthetic_campaign as synthetic
+import synthetic_interventions
 import synthetic_models
 from matplotlib.figure import Figure
 from t2v_energy.aggregation import aggregate
@@ -25,6 +26,8 @@ from t2v_energy.analysis import (
     cost,
     efficiency,
     instruments,
+    interventions,
+    interventions_numbers,
     kernels,
     models,
     models_checks,
@@ -56,8 +59,14 @@ RULES = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rule
 KINDS = {"measured", "modelled", "constant"}
 TABLES = "results/tables/h200"
 NUMBERS = Path("results/numbers/h200.json")
-OTHER_FIGURES = ("settling", "exponents", "stages", "codecarbon", "kernels", "fig1", "fig5", "fig5b", "fig6")
-CONDITIONAL = ("kernels.", "validation.sizes", "validation.accepted", "models.", "prediction.", "claims.")
+OTHER_FIGURES = (
+    "settling", "exponents", "stages", "codecarbon", "kernels", "fig1", "fig5", "fig5b", "fig6", "fig7",
+    "fig8",
+)  # fmt: skip
+CONDITIONAL = (
+    "kernels.", "validation.sizes", "validation.accepted", "models.", "prediction.", "claims.",
+    "interventions.", "merging.",
+)  # fmt: skip
 """Numbers of experiments that the text speaks of only where they were measured."""
 ADDED_SIZES = ((512, 512), (432, 768), (864, 1536), (624, 640), (832, 480))
 ADDED_FRAMES = (9, 13, 25, 29, 33, 49)
@@ -178,6 +187,26 @@ def build_models(base: Path) -> None:
     write(base / "results/numbers/h200/models.json", found)
 
 
+def build_interventions(base: Path) -> None:
+    """What the notebook of interventions does, from planted ratios, without its figures."""
+    rows = [synthetic_interventions.changes(), synthetic_interventions.grid()]
+    table = pd.concat(rows, ignore_index=True)
+    merging = interventions.merging_table(table)
+    best = table[(table["intervention"].str.contains("compile")) & (table["height"] == 720)].iloc[0]
+    budget = [
+        ("interventions", best["configuration_id"], "x", c, 2.0, 1.0, 0.2, 0.1, "modelled") for c in "ab"
+    ]
+    tables = {
+        "interventions": table,
+        "interventions_budget": pd.DataFrame(budget, columns=list(interventions.BUDGET_COLUMNS)),
+        "merging": merging,
+        "merging_methods": interventions.methods_table(merging),
+    }
+    write_csvs(tables, base / TABLES)
+    found = interventions_numbers.interventions_numbers(table, merging, tables["merging_methods"], TABLES)
+    write(base / "results/numbers/h200/interventions.json", found)
+
+
 def build_theory(base: Path) -> None:
     """What the notebook of the study's theory does."""
     theory = read_theory(base)
@@ -214,6 +243,7 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_breakdown(base, folder / "records")
     build_comparison(base)
     build_models(base)
+    build_interventions(base)
     build_theory(base)
     build_claims(base)
     blank_figures(base / "figures")
@@ -416,9 +446,9 @@ def test_the_text_says_what_has_not_been_measured(synthetic_root: Path, tmp_path
     """Without validation, kernels, models and their figures it compiles, and says that they are to come."""
     base = tmp_path / "root"
     shutil.copytree(synthetic_root, base)
-    for name in ("kernels", "fig1", "fig5", "fig5b"):
+    for name in ("kernels", "fig1", "fig5", "fig5b", "fig7", "fig8"):
         (base / f"figures/{name}.pdf").unlink()
-    for name in ("table2", "table4"):
+    for name in ("table2", "table4", "interventions_budget"):
         (base / f"{TABLES}/{name}.csv").unlink()
     found = json.loads((base / NUMBERS).read_text())
     kept = {key: number for key, number in found.items() if not key.startswith(CONDITIONAL)}

@@ -17,6 +17,7 @@ from records import configuration, make_record, write
 from t2v_energy import cli
 from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis import kernels
+from t2v_energy.analysis.operator_rates import operator_rates
 from t2v_energy.config import Configuration, load_settings
 from t2v_energy.errors import UserError
 from t2v_energy.interventions.base import Work, WorkClass
@@ -43,6 +44,12 @@ ROOT = tiny.ROOT
 CALIBRATION = savings_basis(ROOT, "h200").calibration
 WAN = configuration()
 POINT = Point("wan2.1-t2v-1.3b", 480, 832, 81, 50)
+
+
+@pytest.fixture(autouse=True)
+def _work_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of the tests are of a kind that changes no amount of work, unless a test says which."""
+    monkeypatch.setattr(VaeTiling, "work_ratios", lambda *_: {})
 
 
 @pytest.fixture
@@ -290,6 +297,28 @@ def test_the_measured_rate_is_that_of_the_sealed_records(tmp_path: Path) -> None
     assert known.power == pytest.approx(watts["flash"] / watts["default"], abs=0.005)
 
 
+OPERATORS = {
+    ("flash", "narrow"): ("1x24x64 q8192 k8192", "1x30x64 q17776 k17776"),
+    ("efficient", "wide"): ("1x12x128 q16384 k16384", "1x12x128 q14400 k14400"),
+    ("efficient", "narrow"): ("1x24x64 q8192 k8192", "1x30x64 q17776 k17776"),
+}
+"""Sizes of the forced kernel's case and of cuDNN's that its rate is divided by."""
+
+
+def test_other_rates_are_those_of_single_operators() -> None:
+    table = operator_rates(sealed_records(ROOT / "results/raw/h200/operators"))
+    own = table[table["status"] == "ok"].drop_duplicates(["case", "attention_kernel"], keep="last")
+    rates = {
+        (row["case"].split(" bfloat16")[0], row["attention_kernel"]): row["rate_TFLOPs"]
+        for _, row in own.iterrows()
+    }
+    known = {(k.kernel, k.heads): k for k in load_savings(ROOT).attention_kernels}
+    assert known.keys() == {*OPERATORS, ("flash", "wide")}
+    for (kernel, heads), (forced, default) in OPERATORS.items():
+        expected = rates[f"attention {forced}", kernel] / rates[f"attention {default}", "cudnn"]
+        assert known[kernel, heads].rate == pytest.approx(expected, abs=0.0006), (kernel, heads)
+
+
 class TestKernels:
     def test_narrow_heads_have_a_rate_of_their_own(self) -> None:
         config = configuration(
@@ -304,10 +333,8 @@ class TestKernels:
         assert one(ROOT, configuration(attention_kernel="cudnn")).latency_ratio == 1
 
     def test_a_kernel_that_nobody_measured_is_not_predicted(self) -> None:
-        with pytest.raises(
-            UserError, match=r"'efficient' does to heads of 128 and more on h200 is not known"
-        ):
-            one(ROOT, configuration(attention_kernel="efficient"))
+        with pytest.raises(UserError, match=r"'math' does to heads of 128 and more on h200 is not known"):
+            one(ROOT, configuration(attention_kernel="math"))
 
 
 class TestFrozen:
@@ -319,7 +346,7 @@ class TestFrozen:
 
     def test_a_changed_file_is_refused(self, root: Path) -> None:
         path = root / savings_basis(root, "h200").file
-        path.write_text(path.read_text().replace("0.1565522", "0.1565523"))
+        path.write_text(path.read_text().replace('"points": ', '"points": 1'))
         with pytest.raises(UserError, match="differs from") as error:
             savings_basis(root, "h200")
         assert path.name in error.value.where

@@ -161,6 +161,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--accelerator", required=True, help="an entry of config/accelerators.yaml")
     sub.add_argument("--out", type=Path, required=True)
 
+    sub = command(
+        "quality",
+        _quality,
+        "judge saved videos of published weights: temporal flickering, and VBench if it is there",
+    )
+    sub.add_argument("folder", type=Path, help="such as results/videos/<campaign>/<experiment>")
+    sub.add_argument("--out", type=Path, required=True, help="the CSV file to write")
+    sub.add_argument(
+        "--vbench",
+        type=Path,
+        metavar="PYTHON",
+        help="the interpreter of an environment that has VBench (default: temporal flickering alone)",
+    )
+    sub.add_argument("--dimensions", nargs="+", help="of VBench (default: all that need no prompt)")
+
     sub = command("numbers", _numbers, "collect the numbers of the paper's text from the notebooks' parts")
     sub.add_argument("parts", type=Path, nargs="+")
     sub.add_argument("--out", type=Path, required=True)
@@ -534,6 +549,14 @@ def _calibrate(options: argparse.Namespace) -> None:
     print(f"{options.out}: {found.points} points; {misfit} unexplained")
     for note in found.notes:
         print(f"note: {note}")
+
+
+def _quality(options: argparse.Namespace) -> None:
+    from t2v_energy.quality import DIMENSIONS, quality_csv
+
+    text = quality_csv(options.folder, options.vbench, options.dimensions or DIMENSIONS)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
 
 
 def _numbers(options: argparse.Namespace) -> None:

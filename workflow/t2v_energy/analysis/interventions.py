@@ -39,6 +39,7 @@ from t2v_energy.prediction.savings import (
     budget,
     predict_savings,
     savings_basis,
+    scales_of,
 )
 
 EXPERIMENTS = ("interventions", "token-merging")
@@ -103,6 +104,11 @@ class Entry:
         kernel = [f"attention-{c.attention_kernel}"] if c.attention_kernel else []
         fewer = [FEWER_STEPS] if c.num_inference_steps < self.baseline_steps else []
         return "+".join([*kernel, *fewer, *c.interventions])
+
+    @property
+    def compared(self) -> Compared:
+        """What is predicted of it."""
+        return Compared(self.configuration, self.baseline_steps)
 
     @property
     def lossless(self) -> bool:
@@ -281,25 +287,31 @@ def predictions(root: Path, campaign: str, entries: Sequence[Entry]) -> list[Pre
     """
     registered = read_registered(root, campaign, EXPERIMENTS)
     basis = savings_basis(root, load_campaign(root, campaign).accelerator)
-    found = []
-    for entry in entries:
+    found: dict[int, Predicted] = {}
+    to_compute: dict[int, Compared] = {}
+    for index, entry in enumerate(entries):
         known = registered.get((str(entry.row["experiment"]), str(entry.row["configuration_id"])))
         if known and known.baseline_steps == entry.baseline_steps:
-            found.append(Predicted(known.saving, "registered", known.calibration_sha256))
+            found[index] = Predicted(known.saving, "registered", known.calibration_sha256)
+        elif why_not := _unpredictable(root, basis, entry):
+            found[index] = Predicted(None, "", "", why_not)
         else:
-            found.append(_computed(root, basis, entry))
-    return found
+            to_compute[index] = entry.compared
+    savings = predict_savings(root, basis.calibration, list(to_compute.values()))
+    for index, saving in zip(to_compute, savings, strict=True):
+        found[index] = Predicted(saving, "computed", basis.sha256)
+    return [found[index] for index in range(len(entries))]
 
 
-def _computed(root: Path, basis: Basis, entry: Entry) -> Predicted:
+def _unpredictable(root: Path, basis: Basis, entry: Entry) -> str:
+    """Why nothing can be predicted, such as a kernel whose rate nobody knows here; empty where it can."""
     if load_model(root, entry.configuration.model).architecture == "other":
-        return Predicted(None, "", "", "no closed forms count this model")
-    pair = Compared(entry.configuration, entry.baseline_steps)
+        return "no closed forms count this model"
     try:
-        (saving,) = predict_savings(root, basis.calibration, [pair])
-    except UserError as error:  # such as a kernel whose rate nobody knows here: measured all the same
-        return Predicted(None, "", "", error.what)
-    return Predicted(saving, "computed", basis.sha256)
+        scales_of(root, basis.calibration, [entry.compared])
+    except UserError as error:
+        return error.what
+    return ""
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -439,10 +451,10 @@ def budget_table(root: Path, campaign: str, rows: pd.DataFrame) -> pd.DataFrame:
     basis = savings_basis(root, load_campaign(root, campaign).accelerator)
     found = []
     for entry in read_entries(root, rows):
-        if _computed(root, basis, entry).saving is None:
+        if _unpredictable(root, basis, entry):
             continue
         own = (str(entry.row["experiment"]), str(entry.row["configuration_id"]), entry.name)
-        costs = budget(root, basis.calibration, Compared(entry.configuration, entry.baseline_steps))
+        costs = budget(root, basis.calibration, entry.compared)
         found += [(*own, name, *of_class, "modelled") for name, of_class in costs.items()]
     return pd.DataFrame(found, columns=list(BUDGET_COLUMNS))
 

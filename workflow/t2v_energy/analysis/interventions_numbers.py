@@ -174,6 +174,12 @@ def _best(rows: pd.DataFrame, file: str) -> Numbers:
     numbers["interventions.best.name"] = Number(
         " + ".join(str(best["intervention"]).split("+")), "", "constant", Source(file, at, "intervention")
     )
+    numbers["interventions.best.configuration"] = Number(
+        f"{best['experiment']}/{best['configuration_id']}",
+        "",
+        "constant",
+        Source(file, at, "configuration_id"),
+    )
     if isinstance(best["cited_quality"], str) and best["cited_quality"]:
         for key, column in (("quality", "cited_quality"), ("quality_source", "source")):
             numbers[f"interventions.best.{key}"] = Number(

@@ -310,9 +310,9 @@ def _by_class(ratios: Mapping[WorkClass, float]) -> Floats:
 
 def _denoiser_flop(work: Features, effect: Effect) -> float:
     attention = float(work.attention_flop[0] + work.attention_narrow_flop[0])
-    return attention * effect.amount.get("attention", 1.0) + float(work.dense_flop[0]) * effect.amount.get(
-        "dense", 1.0
-    )
+    dense = float(work.dense_flop[0] + work.convolution_flop[0])
+    amount = effect.amount
+    return attention * amount.get("attention", 1.0) + dense * amount.get("dense", 1.0)
 
 
 def effect_of(
