@@ -56,8 +56,19 @@ RULES = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rule
 KINDS = {"measured", "modelled", "constant"}
 TABLES = "results/tables/h200"
 NUMBERS = Path("results/numbers/h200.json")
-OTHER_FIGURES = ("settling", "exponents", "stages", "codecarbon", "kernels", "fig1", "fig5", "fig5b", "fig6")
-CONDITIONAL = ("kernels.", "validation.sizes", "validation.accepted", "models.", "prediction.", "claims.")
+OTHER_FIGURES = (
+    *("settling", "exponents", "stages", "codecarbon", "kernels", "fig1", "fig5", "fig5b", "fig6"),
+    *("alignment", "roofline"),
+)
+CONDITIONAL = (
+    "kernels.",
+    "validation.sizes",
+    "validation.accepted",
+    "models.",
+    "prediction.",
+    "operators.",
+    "claims.",
+)
 """Numbers of experiments that the text speaks of only where they were measured."""
 ADDED_SIZES = ((512, 512), (432, 768), (864, 1536), (624, 640), (832, 480))
 ADDED_FRAMES = (9, 13, 25, 29, 33, 49)
