@@ -233,7 +233,7 @@ def test_every_analysis_has_its_notebook(root: Path) -> None:
         (tiny.ROOT / "config/experiments/frames.yaml").read_text()
     )
     notebooks = {path.stem for path in (tiny.ROOT / "workflow/notebooks").glob("*.ipynb")}
-    assert {*dag(root, "some").analyses, "published"} == notebooks
+    assert {*dag(root, "some").analyses, "operators", "published"} == notebooks
 
 
 def test_what_the_comparison_of_models_is_built_from(root: Path) -> None:

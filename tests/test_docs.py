@@ -18,6 +18,7 @@ from clone import Clone
 from t2v_energy import cli, config_reference
 from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis import (
+    alignment,
     cost,
     efficiency,
     instruments,
@@ -30,6 +31,7 @@ from t2v_energy.analysis import (
     operators,
     prediction,
     prompts,
+    roofline,
     scaling,
     settling,
     stages,
@@ -43,6 +45,7 @@ from t2v_energy.audit import report
 from t2v_energy.claims import verdicts
 from t2v_energy.config import load_campaign
 from t2v_energy.dag import CROSS_MODEL
+from t2v_energy.measurement.sealing import is_sealed
 from t2v_energy.metering.accuracy import accuracy_table
 from t2v_energy.published import versus
 
@@ -88,6 +91,8 @@ MODEL_TABLES = {
     "prompts": prompts.COLUMNS,
 }
 """The same of those that only a campaign with experiment ``cross-model`` has."""
+OPERATOR_TABLES = {"alignment": alignment.COLUMNS, "roofline": roofline.COLUMNS}
+"""The same of those that only a campaign with experiment ``operators`` has."""
 NEIGHBOUR_TABLES = {"neighbour": neighbour.COLUMNS}
 INTERVENTION_TABLES = {
     "interventions": interventions.COLUMNS,
@@ -240,7 +245,7 @@ def test_every_column_of_the_tables_is_described(tmp_path: Path) -> None:
     record = ROOT / "results/raw/h200/resolution/wan2.1-t2v-1.3b_480x832_81f_50s__sampled_r1.json"
     parquet, csv = tmp_path / "m.parquet", tmp_path / "c.csv"
     aggregate({"resolution": [record]}, parquet, csv, ROOT)
-    every = TABLES | MODEL_TABLES | NEIGHBOUR_TABLES | INTERVENTION_TABLES
+    every = TABLES | MODEL_TABLES | NEIGHBOUR_TABLES | OPERATOR_TABLES | INTERVENTION_TABLES
     built = {
         "configurations.csv": list(pd.read_csv(csv, nrows=0)),
         "measurements.parquet": list(pd.read_parquet(parquet)),
@@ -265,7 +270,13 @@ def test_every_table_that_is_built_is_described(clone: Clone) -> None:
     has_models = CROSS_MODEL in load_campaign(ROOT, "h200").experiments
     has_neighbour = neighbour.EXPERIMENT in load_campaign(ROOT, "h200").experiments
     changed = set(interventions.EXPERIMENTS) & set(load_campaign(ROOT, "h200").experiments)
-    wanted = {**TABLES, **(MODEL_TABLES if has_models else {}), **(NEIGHBOUR_TABLES if has_neighbour else {})}
+    has_operators = is_sealed(ROOT / "results/raw/h200/operators")
+    wanted = {
+        **TABLES,
+        **(MODEL_TABLES if has_models else {}),
+        **(NEIGHBOUR_TABLES if has_neighbour else {}),
+        **(OPERATOR_TABLES if has_operators else {}),
+    }
     wanted |= INTERVENTION_TABLES if changed else {}
     assert built == set(wanted)
 

@@ -63,7 +63,7 @@ def test_one_efficiency_is_found_where_it_is_planted(measured: prediction.Measur
     error = table.set_index(["predictor", "quantity"])["mape_percent"]
     assert (error["single_mu", "latency_s"] < 1e-6).all()
     assert (error["paper", "latency_s"] > 5).all()  # its formula is not the planted one
-    assert (error["calibrated"] < 2).all()  # knows of boards, but not that all rates are one
+    assert (error["calibrated"] < 2.5).all()  # knows of boards and operators, not that all rates are one
     assert isinstance(figure_prediction(points), Figure)
 
 

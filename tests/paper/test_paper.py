@@ -60,13 +60,20 @@ KINDS = {"measured", "modelled", "constant"}
 TABLES = "results/tables/h200"
 NUMBERS = Path("results/numbers/h200.json")
 OTHER_FIGURES = (
-    "settling", "exponents", "stages", "codecarbon", "kernels", "fig1", "fig5", "fig5b", "fig6", "fig7",
-    "fig8",
-)  # fmt: skip
+    *("settling", "exponents", "stages", "codecarbon", "kernels", "fig1", "fig5", "fig5b", "fig6"),
+    *("fig7", "fig8", "alignment", "roofline"),
+)
 CONDITIONAL = (
-    "kernels.", "validation.sizes", "validation.accepted", "models.", "prediction.", "claims.",
-    "interventions.", "merging.",
-)  # fmt: skip
+    "kernels.",
+    "validation.sizes",
+    "validation.accepted",
+    "models.",
+    "prediction.",
+    "operators.",
+    "claims.",
+    "interventions.",
+    "merging.",
+)
 """Numbers of experiments that the text speaks of only where they were measured."""
 ADDED_SIZES = ((512, 512), (432, 768), (864, 1536), (624, 640), (832, 480))
 ADDED_FRAMES = (9, 13, 25, 29, 33, 49)

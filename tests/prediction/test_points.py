@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from scipy.stats import binomtest
 from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis import prediction
 from t2v_energy.analysis.sweep import read_sweeps
@@ -183,6 +184,33 @@ class TestShipped:
         old, new = (predict_points(ROOT, c, measured.points) for c in (shipped, built))
         assert old.latency_s == pytest.approx(new.latency_s, rel=1e-3)
         assert old.gpu_energy_Wh_high == pytest.approx(new.gpu_energy_Wh_high, rel=1e-3)
+
+    def test_leaving_a_model_out(self, measured: prediction.Measured) -> None:
+        """Bounds of the issue: 5 % in the median, 10 % at worst; single operators alone do nearly as well."""
+        found = prediction.leave_one_model_out(measured, prediction.rule_of(ROOT))
+        own = found[found["predictor"] == "calibrated"]
+        assert own["model"].nunique() == 7
+        error = prediction.ape_percent(own)
+        assert error.groupby(own["quantity"]).median().max() <= 5
+        assert error.max() <= 10
+        alone = found[found["predictor"] == "operators"]
+        assert prediction.ape_percent(alone).max() <= 12
+
+    def test_coverage_of_the_intervals(self, measured: prediction.Measured) -> None:
+        """Pooled over all held-out predictions, the binomial interval of the coverage holds 90 %."""
+        rule = prediction.rule_of(ROOT)
+        calibrating = prediction.by_rule(measured, rule)
+        held_out = prediction.held_out(measured, calibrating)
+        parts = [
+            prediction.predicted(measured, calibrating, held_out),
+            prediction.leave_one_model_out(measured, rule),
+        ]
+        points = pd.concat(parts)
+        own = points[points["predictor"] == "calibrated"]
+        inside = int(own["measured"].between(own["low"], own["high"]).sum())
+        assert len(own) >= 60
+        low, high = binomtest(inside, len(own)).proportion_ci(0.95)
+        assert low <= 0.9 <= high
 
     def test_held_out_errors(self, measured: prediction.Measured) -> None:
         """Bounds of the issue: 1.0 % of latency and 1.5 % of energy on each sweep."""

@@ -43,17 +43,17 @@ def figure_roofline(rates: pd.DataFrame, table: pd.DataFrame, limits: Accelerato
         table: :func:`t2v_energy.analysis.roofline.roofline_table`.
     """
     style.apply()
-    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 3.6))
-    outer: Any = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), hspace=0.38, wspace=0.42)
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 3.8))
+    outer: Any = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), hspace=0.36, wspace=0.42)
     roof = figure.add_subplot(outer[:, 0])
     _roof(roof, rates, limits)
     roof.set_title(f"a  single operators, {limits.title}", loc="left", fontweight="bold")
     for letter, row, model in zip("bc", (0, 1), TITLES, strict=True):
         axes = figure.add_subplot(outer[row, 1])
-        _bars(axes, table, model)
+        _bars(axes, table, model, last=row == 1)
         axes.set_title(f"{letter}  {TITLES[model]}", loc="left", fontweight="bold", x=-0.28)
     _legend(figure)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.27, top=0.93)
+    figure.subplots_adjust(left=0.075, right=0.975, bottom=0.285, top=0.93)
     return figure
 
 
@@ -83,7 +83,7 @@ def _roof(axes: Axes, rates: pd.DataFrame, limits: Accelerator) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _bars(axes: Axes, table: pd.DataFrame, model: str) -> None:
+def _bars(axes: Axes, table: pd.DataFrame, model: str, *, last: bool) -> None:
     rows = table[table["model"] == model]
     first = rows.groupby("accelerator", sort=False)["height"].first()
     rows = rows[rows["height"] == rows["accelerator"].map(first)]
@@ -100,7 +100,8 @@ def _bars(axes: Axes, table: pd.DataFrame, model: str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("Part of the time (%)")
+    if last:
+        axes.set_xlabel("Part of the time (%)")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -29,7 +29,7 @@ from t2v_energy.prediction.features import Features, Floats, Point, features
 from t2v_energy.prediction.forward import CLASSES, LINEAR, POWER_NAMES, TIME_NAMES, by_class, powers, times
 from t2v_energy.prediction.mapfit import Parameters, fitted, student90
 from t2v_energy.prediction.presumed import Outside, PredictionFile, load_presumed, prior
-from t2v_energy.prediction.rates import presumed_of
+from t2v_energy.prediction.rates import presumed_of, rates_of
 from t2v_energy.prediction.single_mu import Prediction
 
 __all__ = [
@@ -57,6 +57,8 @@ CALIBRATIONS = Path("config") / "calibrations"
 """Shipped calibrations, one an accelerator."""
 SECONDS_PER_HOUR = 3600.0
 CONFIDENCE = 0.90
+UNMEASURED = "nothing was measured on this accelerator: rates and powers are presumed"
+ALONE = "no video was measured on this accelerator: rates and powers are those of single operators"
 BOARD, MODEL = "board:", "model:"
 MIN_POINTS = 4
 MIN_RANK, RANK_TOLERANCE = 3, 3e-3
@@ -225,7 +227,7 @@ def presumed_calibration(root: Path, accelerator: str) -> Calibration:
         time=from_prior["time"],
         power=from_prior["power"],
         outside=presumed.outside,
-        notes=["nothing was measured on this accelerator: rates and powers are presumed"],
+        notes=[ALONE if rates_of(root, accelerator) else UNMEASURED],
     )
 
 

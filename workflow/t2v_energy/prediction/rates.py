@@ -166,7 +166,7 @@ def _features(found: Sequence[Mapping[str, float]]) -> Features:
 
 
 _PARAMETERS: Mapping[str, Sequence[str]] = {
-    "attention_flop": ("attention", "attention_slope"),
+    "attention_flop": ("attention",),
     "attention_narrow_flop": ("attention_narrow",),
     "aligned": ("attention_gain",),
     "dense_flop": ("dense", "exposed"),
@@ -174,7 +174,8 @@ _PARAMETERS: Mapping[str, Sequence[str]] = {
     "vae_float32_flop": ("convolution_float32", "layout"),
     "vae_half_flop": ("convolution_half", "layout"),
 }
-"""Parameters that work of each kind informs."""
+"""Parameters that work of each kind informs.  How attention changes with length is not taken from short
+visits, whose clocks no video keeps: the longer the call, the more of a visit is at the power cap."""
 
 
 def _informed(work: Features) -> list[str]:
