@@ -1,12 +1,11 @@
 """Regional compilation: one graph of all blocks, compiled in the first call, undone without a trace.
 
-Compiling takes tens of seconds, so that one pipeline is compiled once, with what it is stacked on, and each test
-looks at another side of it.
+Compiling takes tens of seconds, so that one pipeline is compiled once, with what it is stacked on, and each
+test looks at another side of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ class Seen(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def seen() -> Iterator[Seen]:
+def seen() -> Seen:
     from t2v_energy.config import ProtocolSettings
     from t2v_energy.measurement.protocols import Run, Subject, run_sampled
     from t2v_energy.metering.spans import SpanRecorder
@@ -63,7 +62,7 @@ def seen() -> Iterator[Seen]:
         vae = frames(subject)
     spans = recorder.spans
     calls = [spans.end_s[i] - spans.start_s[i] for i, stage in enumerate(spans.stage) if stage == "denoiser"]
-    yield Seen(
+    return Seen(
         before, compiled, after, both, vae, evidence, run.kernels, list(run.windows.kind),
         calls[0], evidence["compile"]["compile_s"], (held, attributes(denoiser)),
     )  # fmt: skip
@@ -86,7 +85,7 @@ def test_undone_bit_for_bit(seen: Seen) -> None:
 
 
 def test_compiling_falls_into_the_warm_ups_first_call(seen: Seen) -> None:
-    """The first call is in the warm-up and is probed: a probe that kept torch from compiling would move it."""
+    """That call is probed: a probe that kept torch from compiling would move it into a measured one."""
     assert seen.kinds[0] == "warmup"
     assert seen.compile_s > 1
     assert seen.first_call_s > seen.compile_s
@@ -130,13 +129,18 @@ class TestWork:
         assert Compile().work_ratios(work)["traffic"] == pytest.approx(0.244, abs=0.002)
 
     @pytest.mark.parametrize(
-        "size", [("cogvideox-2b", 480, 720, 49), ("wan2.1-t2v-14b", 480, 832, 81), ("ltx-video-0.9.7-dev", 480, 640, 25)]
-    )  # fmt: skip
+        "size",
+        [
+            ("cogvideox-2b", 480, 720, 49),
+            ("wan2.1-t2v-14b", 480, 832, 81),
+            ("ltx-video-0.9.7-dev", 480, 640, 25),
+        ],
+    )
     def test_fusion_leaves_some_and_saves_some(self, size: tuple[str, int, int, int]) -> None:
         assert 0.1 < Compile().work_ratios(work_of(*size))["traffic"] < 0.8
 
     def test_inductor_itself_moves_about_as_much(self) -> None:
-        """Bytes that Inductor's own estimate gives to a block's fused kernels, against the passes counted here."""
+        """Inductor's own estimate of the bytes of a block's fused kernels, against the passes counted."""
         from torch._inductor import metrics
 
         metrics.reset()
