@@ -302,7 +302,7 @@ class TestQuantised:
         tensor, form = (Int8Tensor, Int8) if kind == "int8" else (Float8Tensor, Fp8)
         with torch.no_grad(), TrafficMode() as counted:
             tensor.from_hp(values, granularity=PerRow())
-        assert counted.bytes / values.numel() == pytest.approx(form.eager_bytes[0], rel=0.01)
+        assert counted.found["bytes"] / values.numel() == pytest.approx(form.eager_bytes[0], rel=0.01)
 
 
 class _Coarse(Int8):
