@@ -1,14 +1,14 @@
 """Gather wheels for a host without internet: `make wheelhouse`.
 
-Starting from what the project needs to measure, every requirement is fetched at its pin in
-envs/lock.txt for the host's Python, then the requirements of those wheels, and so on. torch and its
+Starting from what the project needs to measure, interventions too, every requirement is fetched at its
+pin in envs/lock.txt for the host's Python, then the requirements of those wheels, and so on. torch and its
 CUDA packages are never fetched: such a host has the build that fits its driver. A package published
 only as source is built here; that works if its wheel is pure Python, and is an error otherwise.
 
 The analysis is done elsewhere, so what only it needs stays out, unless --whole is given. So, on the host:
 
-    pip install --no-index --no-deps wheelhouse/*.whl                          # without --whole
-    pip install --no-index --find-links wheelhouse 't2v-energy[measure]'       # with it
+    pip install --no-index --no-deps wheelhouse/*.whl                                     # without --whole
+    pip install --no-index --find-links wheelhouse 't2v-energy[measure,interventions]'   # with it
 """
 
 import argparse
@@ -164,8 +164,9 @@ def main() -> None:
         old.unlink()
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     roots = [
-        Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["measure"]
+        Requirement(text) for text in project["dependencies"] + extras["measure"] + extras["interventions"]
     ]
     without = {canonicalize_name(name) for name in arguments.without}
     if not arguments.whole:

@@ -115,9 +115,11 @@ class TestEvidence:
             assert found.evidence() == {"one": {"marks": 1.0}, "idle": {"marks": 0.0}}
 
     def test_one_that_did_nothing_is_an_error(self, root: Path) -> None:
-        with applied(named(root, ("one", "idle"), "x"), target()) as found:
-            with pytest.raises(UserError, match=r"idle changed nothing \(marks = 0\)"):
-                found.check()
+        with (
+            applied(named(root, ("one", "idle"), "x"), target()) as found,
+            pytest.raises(UserError, match=r"idle changed nothing \(marks = 0\)"),
+        ):
+            found.check()
         with applied(named(root, ("one",), "x"), target()) as found:
             found.check()
 

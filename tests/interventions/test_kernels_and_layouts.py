@@ -1,4 +1,4 @@
-"""Interventions on weights and kernels: they change what they say, nothing else, and are undone bit for bit."""
+"""Interventions on weights and kernels change what they say and no more, and are undone bit for bit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tiny
 from generations import attributes, in_force, largest_difference, target, with_and_after, work_of
 from t2v_energy.errors import UserError
 from t2v_energy.interventions.base import Intervention, Target
+from t2v_energy.interventions.compiled import fused_bytes
 from t2v_energy.interventions.fused_qkv import FusedQkv
 from t2v_energy.interventions.layerwise_casting import LayerwiseCasting
 from t2v_energy.interventions.quantised import Fp8, Int8
@@ -278,17 +279,20 @@ class TestQuantised:
             Int8().apply(target())
 
     def test_quantising_moves_bytes(self) -> None:
-        """float8 by hand: 33 bytes of each input value eagerly, 5 fused, where three products share theirs."""
+        """float8 by hand: 33 bytes of each input value; fused 5, and three products share theirs."""
         alone = work_of("wan2.1-t2v-1.3b", 480, 832, 81)
         compiled = work_of("wan2.1-t2v-1.3b", 480, 832, 81, interventions=("compile", "fp8"))
-        traffic, times = float(alone.features.traffic_bytes[0]), 100 * 30 * 32760
-        added = [(Fp8().work_ratios(work)["traffic"] - 1) * traffic / times for work in (alone, compiled)]
+        there = (float(alone.features.traffic_bytes[0]), fused_bytes(compiled))
+        added = [
+            (Fp8().work_ratios(work)["traffic"] - 1) * traffic / (100 * 30 * 32760)
+            for work, traffic in zip((alone, compiled), there, strict=True)
+        ]
         assert added == pytest.approx([33 * (7 * 1536 + 8960), 5 * (5 * 1536 + 8960)])
 
     @with_torchao
     @pytest.mark.parametrize("kind", ["int8", "fp8"])
     def test_the_eager_bytes_are_torchaos(self, kind: str) -> None:
-        """Traffic of quantising 4,096 rows, as torchao dispatches it: small ones, such as scales, are under 1 %."""
+        """Traffic of quantising 4,096 rows as torchao dispatches it; scales and such are under 1 %."""
         from t2v_energy.work.traffic_trace import TrafficMode
         from torchao.quantization import PerRow
         from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
@@ -298,7 +302,7 @@ class TestQuantised:
         tensor, form = (Int8Tensor, Int8) if kind == "int8" else (Float8Tensor, Fp8)
         with torch.no_grad(), TrafficMode() as counted:
             tensor.from_hp(values, granularity=PerRow())
-        assert counted.bytes / values.numel() == pytest.approx(form.eager_bytes[0], rel=0.01)
+        assert counted.found["bytes"] / values.numel() == pytest.approx(form.eager_bytes[0], rel=0.01)
 
 
 class _Coarse(Int8):

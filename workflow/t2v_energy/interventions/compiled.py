@@ -1,9 +1,9 @@
 """Regional compilation: torch.compile of every repeated block of the denoiser, one graph for all of them.
 
-Element-wise operations between two matrix products fuse into a kernel that reads and writes once; the products
-themselves stay.  Compiling takes time and energy before the first step: it happens in the first denoiser call,
-hence in the warm-up window of a record.  Inductor starts without its cache on disk, so that every configuration
-pays, and a record's warm-up shows, what compiling costs.
+Element-wise operations between two matrix products fuse into a kernel that reads and writes once; the
+products themselves stay.  Compiling takes time and energy before the first step: it happens in the first
+denoiser call, hence in the warm-up window of a record.  Inductor starts without its cache on disk, so that
+every configuration pays, and a record's warm-up shows, what compiling costs.
 """
 
 from __future__ import annotations
@@ -92,6 +92,21 @@ class Compile(Intervention):
         """
         fused = fused_bytes(work)
         return {"traffic": fused / float(work.features.traffic_bytes[0])} if fused else {}
+
+
+def is_compiled(work: Work) -> bool:
+    """Whether a compiling intervention is listed: an entry whose name begins with ``compile``."""
+    return any(name.startswith(Compile.kind) for name in work.configuration.interventions)
+
+
+def with_added_traffic(work: Work, added_bytes: float) -> dict[WorkClass, float]:
+    """Ratio of traffic for an intervention that adds some, all calls together.
+
+    Ratios of a stack multiply.  So what is added is set against what is there without it: the fused traffic
+    where a compiling intervention is listed.
+    """
+    there = fused_bytes(work) if is_compiled(work) else float(work.features.traffic_bytes[0])
+    return {"traffic": 1 + added_bytes / there} if there else {}
 
 
 def fused_bytes(work: Work) -> float:

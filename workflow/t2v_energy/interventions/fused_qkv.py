@@ -7,6 +7,7 @@ same up to the order of sums.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("wan", "cogvideox")
 """Whose attention processors take the fused weights; elsewhere diffusers has none, or raises."""
 FUSED = ("to_qkv", "to_kv", "to_added_kv")
-PRODUCTS = ("mm", "addmm", "linear")
+PRODUCTS = ("mm", "addmm", "_int_mm", "_scaled_mm")
 
 
 class FusedQkv(Intervention):
@@ -55,8 +56,8 @@ class FusedQkv(Intervention):
         with torch.no_grad():
             denoiser.fuse_qkv_projections()
         made = [getattr(m, name) for m in attentions for name in FUSED if _has_linear(m, name)]
-        pointers = {layer.weight.data_ptr() for layer in made}
-        probe = modules.FirstCall(denoiser, lambda name, args: _fused_product(name, args, pointers))
+        pointers = cache(lambda: {pointer for layer in made for pointer in _pointers(layer.weight)})
+        probe = modules.FirstCall(denoiser, lambda name, args: _fused_product(name, args, pointers()))
 
         def undo() -> None:
             probe.detach()
@@ -86,6 +87,15 @@ def _has_linear(module: Any, name: str) -> bool:
     from torch import nn
 
     return isinstance(module._modules.get(name), nn.Linear)
+
+
+def _pointers(weight: Any) -> list[int]:
+    """Where a weight lies in memory; a quantised one is made of several tensors."""
+    import torch
+
+    if type(weight.data) is torch.Tensor:
+        return [weight.data_ptr()]
+    return [getattr(weight, name).data_ptr() for name in weight.__tensor_flatten__()[0]]
 
 
 def _fused_product(name: str, args: tuple[Any, ...], pointers: set[int]) -> str | None:

@@ -57,14 +57,12 @@ class LayerwiseCasting(Intervention):
         return Change(undo, lambda: {"casts_in_first_call": float(probe.counts["cast"])})
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
-        """Traffic grows by the casts of all the denoiser's parameters, the few that stay uncast among them."""
+        """Traffic grows by casts of all the denoiser's parameters, the few that stay as they are too."""
+        from t2v_energy.interventions.compiled import with_added_traffic
         from t2v_energy.work.architectures import parameter_counts
 
-        traffic = float(work.features.traffic_bytes[0])
-        if not traffic:
-            return {}
         parameters = parameter_counts(work.model)[work.model.denoiser_part]
-        return {"traffic": 1 + CAST_BYTES * parameters * float(work.features.calls[0]) / traffic}
+        return with_added_traffic(work, CAST_BYTES * parameters * float(work.features.calls[0]))
 
 
 def _upcast(name: str, args: tuple[Any, ...]) -> str | None:

@@ -1,8 +1,8 @@
 """Matrix products of the denoiser's blocks in eight bits, by torchao: ``fp8`` and ``int8``.
 
 Weights are quantised once, row by row; activations are quantised token by token before every product.  Those
-extra passes pay only where :mod:`t2v_energy.interventions.compiled` fuses them.  Weights as they were wait in the
-host's memory and are put back afterwards.
+extra passes pay only where :mod:`t2v_energy.interventions.compiled` fuses them.  Weights as they were wait in
+the host's memory and are put back afterwards.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ ARCHITECTURES = ("wan", "cogvideox")
 
 
 class Values(NamedTuple):
-    """Values of a token in a block's products: times the stream's width, and the feed-forward's inner width."""
+    """Values of a token in a block's products, in widths: of the stream, and of the feed-forward inside."""
 
     stream: int
     inner: int
 
 
 INPUTS: Mapping[str, Values] = {"wan": Values(7, 1), "cogvideox": Values(5, 1)}
-"""Inputs of the products, each quantised: queries, keys, values, output projection, feed-forward's two layers;
-in Wan cross attention's queries and output projection too (the text's few tokens are left out)."""
+"""Inputs of the products, each quantised: queries, keys, values, output projection, feed-forward's two
+layers; in Wan cross attention's queries and output projection too (the text's few tokens are left out)."""
 SHARED_INPUTS: Mapping[str, Values] = {"wan": Values(5, 1), "cogvideox": Values(3, 1)}
 """The same where compiling quantises the input of queries, keys and values once."""
 OUTPUTS = INPUTS
-"""Outputs are as many: every layer but the feed-forward's two is square, and those are each other's reverse."""
+"""Outputs are as many: layers are square, but for the feed-forward's two, which are each other's reverse."""
 
 
 class Quantised(Intervention):
@@ -115,17 +115,15 @@ class Quantised(Intervention):
         return Change(undo, evidence)
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
-        """Traffic grows by quantising every product's input and, for int8, scaling its output; FLOP stay.
+        """Traffic grows by quantising every product's input and, for int8, scaling its output; FLOP stay."""
+        from t2v_energy.interventions.compiled import is_compiled, with_added_traffic
 
-        Fused where a compiling intervention is listed beside it (an entry whose name begins with ``compile``).
-        """
         model = work.model
-        traffic = float(work.features.traffic_bytes[0])
-        if model.architecture not in ARCHITECTURES or not traffic:
+        if model.architecture not in ARCHITECTURES:
             return {}
-        compiled = any(name.startswith("compile") for name in work.configuration.interventions)
-        taken = (SHARED_INPUTS if compiled else INPUTS)[model.architecture]
-        of_input, of_output = self.fused_bytes if compiled else self.eager_bytes
+        fused = is_compiled(work)
+        taken = (SHARED_INPUTS if fused else INPUTS)[model.architecture]
+        of_input, of_output = self.fused_bytes if fused else self.eager_bytes
         config = model.components[model.denoiser_part].config
         width = config["num_attention_heads"] * config["attention_head_dim"]
         inner = config.get("ffn_dim", 4 * width)
@@ -133,13 +131,11 @@ class Quantised(Intervention):
         token = of_input * (taken.stream * width + taken.inner * inner)
         token += of_output * (made.stream * width + made.inner * inner)
         tokens = float(work.features.tokens[0]) * model.batch_per_pass
-        return {
-            "traffic": 1 + float(work.features.calls[0]) * tokens * config["num_layers"] * token / traffic
-        }
+        return with_added_traffic(work, float(work.features.calls[0]) * tokens * config["num_layers"] * token)
 
 
 class Fp8(Quantised):
-    """float8 weights and activations, scaled by rows (torchao's Float8DynamicActivationFloat8WeightConfig)."""
+    """float8 weights and activations, scaled by rows (Float8DynamicActivationFloat8WeightConfig)."""
 
     kind: ClassVar[str] = "fp8"
     multiple: ClassVar[int] = 16
@@ -166,7 +162,7 @@ class Fp8(Quantised):
 
 
 class Int8(Quantised):
-    """int8 weights and activations (torchao's Int8DynamicActivationInt8WeightConfig)."""
+    """int8 weights and activations (Int8DynamicActivationInt8WeightConfig)."""
 
     kind: ClassVar[str] = "int8"
     multiple: ClassVar[int] = 16

@@ -1,10 +1,10 @@
 """Self-attention in two passes, so that the long one has a number of keys that its kernel divides evenly.
 
-cuDNN's attention is faster where the number of keys divides by 128; that of the queries does not matter (cases
-``attention-alignment`` of experiment ``operators``).  Padding keys needs a mask, and masked attention runs another,
-slower kernel.  So the keys beyond the last multiple are attended to by themselves, and both results are joined by
-their log-sum-exps, which is exact: softmax over a union of keys is the mean of the parts' results, weighted with
-the parts' sums (Dao et al., FlashAttention, 2022, section 3.1).
+cuDNN's attention is faster where the number of keys divides by 128; that of the queries does not matter
+(cases ``attention-alignment`` of experiment ``operators``).  Padding keys needs a mask, and masked attention
+runs another, slower kernel.  So the keys beyond the last multiple are attended to by themselves, and both
+results are joined by their log-sum-exps, which is exact: softmax over a union of keys is the mean of the
+parts' results, weighted with the parts' sums (Dao et al., FlashAttention, 2022, section 3.1).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("wan", "cogvideox")
 """Whose self-attention sees a single length and no mask."""
 JOIN_BYTES = (2 + 2) + (2 + 2 + 2)
-"""Of each value of a token: queries read and results written by the second pass; both results read, one written."""
+"""Of a token's values: the second pass reads queries and writes results; joining reads both, writes one."""
 
 
 class TokenAlignment(Intervention):
@@ -70,13 +70,14 @@ class TokenAlignment(Intervention):
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """The same FLOP in two passes; traffic grows by the second pass and by joining both."""
+        from t2v_energy.interventions.compiled import with_added_traffic
+
         model = work.model
         config = model.components[model.denoiser_part].config
         width = config["num_attention_heads"] * config["attention_head_dim"]
         tokens = float(work.features.tokens[0]) * model.batch_per_pass
         added = float(work.features.calls[0]) * JOIN_BYTES * config["num_layers"] * width * tokens
-        traffic = float(work.features.traffic_bytes[0])
-        return {"traffic": 1 + added / traffic} if traffic else {}
+        return with_added_traffic(work, added)
 
 
 def _tokens(model: ModelFile, configuration: Configuration) -> int:

@@ -1,7 +1,7 @@
 """The VAE decodes overlapping tiles one after the other: less memory, and the overlaps' work twice.
 
-With diffusers' own settings (in Wan tiles of 256 pixels every 192) the decoder computes up to (256/192)² = 1.78
-times as much. It is not lossless: tiles are blended, and convolutions see their borders.
+With diffusers' own settings (in Wan tiles of 256 pixels every 192) the decoder computes up to (256/192)² =
+1.78 times as much. It is not lossless: tiles are blended, and convolutions see their borders.
 """
 
 from __future__ import annotations

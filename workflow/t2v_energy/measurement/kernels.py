@@ -43,8 +43,8 @@ def asked_for(kernel: str | None, module: nn.Module) -> Iterator[None]:
     Other modules keep torch's choice: the VAE's attention is in float32 with heads of 384, which no kernel
     but ``efficient`` and ``math`` runs, so a choice for the denoiser must not reach it.
 
-    Raises :class:`UserError` for kernels that there are not, and for ``sage`` where it is not installed, where
-    the module is not on a GPU, or where no attention of a call fitted it.
+    Raises :class:`UserError` for kernels that there are not, and for ``sage`` where it is not installed,
+    where the module is not on a GPU, or where no attention of a call fitted it.
     """
     if kernel is None:
         yield
@@ -96,8 +96,8 @@ _sage_calls = 0
 def sage_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """SageAttention (8-bit QKᵀ, 16-bit PV) of tensors of shape (batch, heads, tokens, width).
 
-    One operator of its own: torch.compile leaves it whole, and a probe sees that it ran.  The keys' mean is taken
-    off here, since the package would take it off in place.
+    One operator of its own: torch.compile leaves it whole, and a probe sees that it ran.  The keys' mean is
+    taken off here, since the package would take it off in place.
     """
     global _sage_calls
     _sage_calls += 1
