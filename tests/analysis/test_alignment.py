@@ -80,6 +80,9 @@ def test_what_the_shipped_records_say() -> None:
     assert cudnn.loc[cudnn["side"] == "queries", "period"].isna().all()
     assert table.loc[table["kernel"] != "cudnn", "period"].isna().all()
     keys = cudnn[cudnn["side"] == "keys"]
+    said = (ROOT / "docs/predicting.md").read_text(encoding="utf-8")
+    low, high = keys["gain_percent"].min(), keys["gain_percent"].max()
+    assert f"gains {low:.0f} to {high:.0f} % where 128" in said.replace("\n", " ")
     assert (keys["gain_percent_ci95_low"] > 5 * keys["edge_tile_percent"]).all()
     assert (keys["remainder_percent"].abs() <= keys["remainder_percent_ci95"]).all()
     assert isinstance(figure_alignment(rates), Figure)
