@@ -29,6 +29,7 @@ from t2v_energy.analysis import (
     operator_rates,
     operators,
     prediction,
+    prompts,
     roofline,
     scaling,
     settling,
@@ -86,6 +87,7 @@ MODEL_TABLES = {
     "memory": models_checks.MEMORY_COLUMNS,
     "signs": models_checks.SIGNS_COLUMNS,
     "operators": operators.COLUMNS,
+    "prompts": prompts.COLUMNS,
 }
 """The same of those that only a campaign with experiment ``cross-model`` has."""
 OPERATOR_TABLES = {"alignment": alignment.COLUMNS, "roofline": roofline.COLUMNS}

@@ -13,6 +13,7 @@ from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis.neighbour import COLUMNS, EXPERIMENT, neighbour_table
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Neighbour, record_paths
+from t2v_energy.measurement.sealing import verify
 
 ROOT = Path(__file__).parents[2]
 POWER_W = {"idle": 90.0, "busy": 650.0}
@@ -70,3 +71,26 @@ def test_half_of_an_experiment_is_refused(tmp_path: Path) -> None:
         neighbour_table(rows(tmp_path / "a", [0.5], []))
     with pytest.raises(UserError, match="2 passes beside an idle neighbour and 1 beside a busy one"):
         neighbour_table(rows(tmp_path / "b", [0.5, 0.5], [0.5]))
+
+
+def test_the_document_says_what_the_sealed_records_give(tmp_path: Path) -> None:
+    """The section of docs/scale.md about two GPUs: powers, differences and their intervals."""
+    csv = tmp_path / "configurations.csv"
+    aggregate(
+        {EXPERIMENT: verify(ROOT / "results/raw/two-gpus/neighbour")}, tmp_path / "m.parquet", csv, ROOT
+    )
+    table = neighbour_table(pd.read_csv(csv)).set_index("quantity")
+    text = " ".join((ROOT / "docs" / "scale.md").read_text(encoding="utf-8").split())
+    latency, energy = table.loc["latency_s"], table.loc["gpu_energy_Wh"]
+    powers = (latency["neighbours_power_W_busy"], latency["neighbours_power_W_alone"])
+    assert "draws {:.0f} W instead of {:.0f} W".format(*powers) in text
+    ends = ("", "_ci95_low", "_ci95_high")
+    of_latency, of_energy = ([row[f"difference_percent{end}"] for end in ends] for row in (latency, energy))
+    expected = (
+        "latency differs by {:+.1f} % (95 % interval {:+.1f} to {:+.1f} %) "
+        "and its GPU energy by {:+.1f} % ({:+.1f} to {:+.1f} %)"
+    )
+    assert expected.format(*of_latency, *of_energy).replace("-", "−") in text
+    assert (table["difference_percent_ci95_low"] < 0).all()
+    assert (table["difference_percent_ci95_high"] > 0).all(), "nothing shows"
+    assert set(table["n"]) == {4}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from records import GPU, configuration, environment, make_record, out_of_memory, write
 from t2v_energy.config import ProtocolSettings, SampledProtocol
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Operators, Process, Record, Windows
-from t2v_energy.measurement.validity import Finding, check, validate_folder
+from t2v_energy.measurement.validity import Finding, check, snapshot_error_percent, validate_folder
 from t2v_energy.metering.series import Ticks
 
 
@@ -93,6 +94,32 @@ class TestClosure:
         found = finding(make_record(power_scale=scale), "closure")
         assert found.level == level
         assert "limit 2 %" in found.detail
+
+    @pytest.mark.parametrize(("scale", "level"), [(1.04, "ok"), (1.30, "invalid")])
+    def test_where_readings_swing_the_limit_is_four_of_their_standard_errors(
+        self, scale: float, level: str
+    ) -> None:
+        record = make_record(power_scale=scale)
+        assert record.samples is not None
+        watts = record.samples.power_instant_W
+        factors = np.random.default_rng(2).uniform(0.7, 1.3, len(watts))
+        swinging = [None if w is None else w * f for w, f in zip(watts, factors, strict=True)]
+        samples = record.samples.model_copy(update={"power_instant_W": swinging})
+        found = finding(record.model_copy(update={"samples": samples}), "closure")
+        assert found.level == level
+        assert "limit 2 %" not in found.detail
+
+    def test_the_standard_error_is_that_of_scattered_readings(self) -> None:
+        watts = np.random.default_rng(1).normal(500, 50, 400)
+        times = [0.1 * i for i in range(400)]
+        steady = make_record().samples
+        assert steady is not None
+        of = steady.model_copy(update={"time_s": times, "power_instant_W": watts.tolist()})
+        # 50 W of 500 W, of 200 readings
+        assert snapshot_error_percent(of, 0, 19.95) == pytest.approx(100 * 50 / 500 / 200**0.5, rel=0.1)
+        rising = of.model_copy(update={"power_instant_W": [300 + i for i in range(400)]})
+        assert snapshot_error_percent(rising, 0, 19.95) < 0.02
+        assert snapshot_error_percent(of, 5, 5.15) == 0
 
     def test_numbers_are_of_the_stretch_from_first_start_to_last_end(self) -> None:
         # 3 × (120 + 4 × 250 + 240 + 10) J and two pauses of 0.1 s at 100 W

@@ -366,6 +366,21 @@ def test_what_the_prose_says_of_the_models_on_the_studys_gpu_is_so(built: dict[s
     assert len(set(boards.dropna().sum())) == 2
 
 
+def test_what_the_prose_says_of_prompts_is_so(built: dict[str, dict[str, Any]]) -> None:
+    rows = rows_of("prompts").set_index("quantity")
+    assert set(rows["model"]) == {"mochi-1-preview"}
+    assert len(rows) == 2
+    assert (rows["slope_ci95_low"] < 0).all()
+    assert (rows["slope_ci95_high"] > rows["work_percent_per_token"]).all(), "neither 0 nor work is excluded"
+    # three repeats: a ratio of variances below F(28, 2)'s 95 % is no difference
+    assert (rows["cv_percent"] / rows["repeat_std_percent"]).max() ** 2 < 19.5
+    settled = pd.read_parquet(ROOT / "results/aggregated/h200/measurements.parquet")
+    prompted = settled[(settled["experiment"] == "prompts") & (settled["step"] >= 0)]
+    assert (prompted.groupby("configuration_id")["step"].max() == 1).all(), (
+        "two steps, of which one is settled"
+    )
+
+
 def test_what_the_prose_says_of_one_efficiency_is_so(built: dict[str, dict[str, Any]]) -> None:
     value = {key: number["value"] for key, number in built.items()}
     table = rows_of("efficiency").query("regression == 'origin'")

@@ -38,7 +38,7 @@ TABLES = (
     "table1", "table3", "table5", "table6", "table7", "table7b", "scaling", "regime_fits", "regimes",
     "doubling", "efficiency", "power", "steps", "stages", "stages_once", "codecarbon", "cost", "cost_carbon",
     "validation", "validation_steps", "validation_drift", "settling", "kernels", "kernels_fit",
-    "table2", "table4", "broader", "components", "memory", "signs", "operators",
+    "table2", "table4", "broader", "components", "memory", "signs", "operators", "prompts",
 )  # fmt: skip
 NUMBERS = ("sweeps", "scaling", "breakdown", "comparison", "models", "theory")
 

@@ -10,6 +10,7 @@ MODELS_TABLES = (
     "memory",
     "signs",
     "operators",
+    "prompts",
 )
 RECORDS = f"results/raw/{STUDY.campaign}"
 
