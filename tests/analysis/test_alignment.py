@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
+import synthetic_campaign as synthetic
 import tiny
 from matplotlib.figure import Figure
 from t2v_energy.analysis.alignment import COLUMNS, alignment_table, split
@@ -76,6 +80,34 @@ def test_what_the_shipped_records_say() -> None:
     assert cudnn.loc[cudnn["side"] == "queries", "period"].isna().all()
     assert table.loc[table["kernel"] != "cudnn", "period"].isna().all()
     keys = cudnn[cudnn["side"] == "keys"]
+    said = (ROOT / "docs/predicting.md").read_text(encoding="utf-8")
+    low, high = keys["gain_percent"].min(), keys["gain_percent"].max()
+    assert f"gains {low:.0f} to {high:.0f} % where 128" in said.replace("\n", " ")
     assert (keys["gain_percent_ci95_low"] > 5 * keys["edge_tile_percent"]).all()
     assert (keys["remainder_percent"].abs() <= keys["remainder_percent_ci95"]).all()
     assert isinstance(figure_alignment(rates), Figure)
+
+
+def test_the_notebook_builds_tables_figures_rates_and_numbers(tmp_path: Path) -> None:
+    base = synthetic.root(tmp_path / "root", synthetic.configurations())
+    rates = base / "results/aggregated/h200/operator_rates.csv"
+    records = sorted((ROOT / "results/raw/h200/operators").glob("*__operators_r*.json"))
+    operator_rates(records).to_csv(rates, index=False, float_format="%.7g")
+    papermill.execute_notebook(
+        ROOT / "workflow" / "notebooks" / "operators.ipynb",
+        tmp_path / "executed.ipynb",
+        parameters={"root": str(base)},
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(base),
+    )
+    for name in ("alignment", "roofline"):
+        assert (base / f"results/tables/h200/{name}.csv").stat().st_size > 0
+        assert (base / f"figures/{name}.pdf").stat().st_size > 0
+    built = json.loads((base / "results/calibrations/h200_rates.json").read_text())
+    shipped = json.loads((ROOT / "config/rates/h200.json").read_text())
+    assert built["cases"] == shipped["cases"]
+    assert built["time"]["dense"]["expected"] == pytest.approx(shipped["time"]["dense"]["expected"], rel=1e-3)
+    found = json.loads((base / "results/numbers/h200/operators.json").read_text())
+    assert found["operators.alignment.cudnn128_32768.keys.period"]["value"] == 128
+    assert "operators.alignment.cudnn128_32768.queries.period" not in found

@@ -536,3 +536,22 @@ def test_the_paper_says_that_weights_are_random_before_any_result() -> None:
     assert 0 < text.index("*The weights are random.*") < text.index("= What was claimed")
     captions = re.findall(r"caption: \[(.*?)\],\n *\)", text, re.DOTALL)
     assert sum("random" in caption.lower() for caption in captions) >= 12
+
+
+# (f) what the text says of tables beyond their numbers
+
+
+def test_what_bounds_the_models_is_what_the_text_says() -> None:
+    path = ROOT / TABLES / "roofline.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not built: run make first")
+    table = pd.read_csv(path)
+    default = table[table["height"] == table.groupby("model")["height"].transform("first")]
+    share = default.pivot_table(
+        index=["accelerator", "model"], columns="bound", values="share", aggfunc="sum", fill_value=0.0
+    )
+    wan = share[share.index.get_level_values("model").str.startswith("wan")]
+    assert (wan["compute"] > 0.5).all()
+    for model in ("mochi-1-preview", "animatediff-lightning"):
+        own = share.xs(model, level="model")
+        assert (own["bandwidth"] > own["compute"]).any()

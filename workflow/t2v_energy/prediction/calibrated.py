@@ -26,7 +26,16 @@ from numpy.typing import NDArray
 from t2v_energy.config import Accelerator, Configuration, Strict, load_accelerator, parse
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.features import Features, Floats, Point, features
-from t2v_energy.prediction.forward import CLASSES, LINEAR, POWER_NAMES, TIME_NAMES, by_class, powers, times
+from t2v_energy.prediction.forward import (
+    CLASSES,
+    LINEAR,
+    PARTS,
+    POWER_NAMES,
+    TIME_NAMES,
+    by_class,
+    powers,
+    times,
+)
 from t2v_energy.prediction.mapfit import Parameters, fitted, student90
 from t2v_energy.prediction.presumed import Outside, PredictionFile, load_presumed, prior
 from t2v_energy.prediction.rates import presumed_of, rates_of
@@ -57,6 +66,7 @@ CALIBRATIONS = Path("config") / "calibrations"
 """Shipped calibrations, one an accelerator."""
 SECONDS_PER_HOUR = 3600.0
 CONFIDENCE = 0.90
+BLOCK = 2048  # configurations that are predicted at once
 UNMEASURED = "nothing was measured on this accelerator: rates and powers are presumed"
 ALONE = "no video was measured on this accelerator: rates and powers are those of single operators"
 BOARD, MODEL = "board:", "model:"
@@ -353,13 +363,13 @@ def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]
     limits = load_accelerator(root, calibration.accelerator)
     work = features(root, points)
     effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
-    found = times(np.array(calibration.time.mean), effects, work, limits)
-    by_time, class_s = found.derivatives, found.class_s
-    watts, by_power = powers(np.array(calibration.power.mean), found.part_s, limits)
-    class_Wh = by_class(found.part_s * watts) / SECONDS_PER_HOUR
+    part_s, time_variance = _time(calibration, effects, work, limits)
+    class_s = by_class(part_s)
+    watts, by_power = powers(np.array(calibration.power.mean), part_s, limits)
+    class_Wh = by_class(part_s * watts) / SECONDS_PER_HOUR
     latency_s, energy_Wh = class_s.sum(axis=1), class_Wh.sum(axis=1)
     outside, notes = _outside(root, calibration, points, work)
-    time_sd = np.sqrt(_variance(calibration.time, by_time) + outside**2)
+    time_sd = np.sqrt(time_variance + outside**2)
     power_sd = np.sqrt(_variance(calibration.power, by_power))
     half_time = calibration.time.t90 * time_sd
     half_energy = np.hypot(half_time, calibration.power.t90 * power_sd)
@@ -385,7 +395,25 @@ def part_times(root: Path, calibration: Calibration, points: Sequence[Point]) ->
     """
     limits = load_accelerator(root, calibration.accelerator)
     effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
-    return times(np.array(calibration.time.mean), effects, features(root, points), limits).part_s
+    return _time(calibration, effects, features(root, points), limits)[0]
+
+
+def _time(
+    calibration: Calibration, effects: Floats, work: Features, limits: Accelerator
+) -> tuple[Floats, Floats]:
+    """Seconds of each part, shape (n, parts), and variance of the logarithm of their sum, shape (n,).
+
+    In blocks: derivatives of every part by every parameter are large.
+    """
+    seconds, variances = [], []
+    for start in range(0, len(work), BLOCK):
+        block = np.arange(start, min(start + BLOCK, len(work)))
+        found = times(np.array(calibration.time.mean), effects[block], work.picked(block), limits)
+        seconds.append(found.part_s)
+        variances.append(_variance(calibration.time, found.derivatives))
+    if not seconds:
+        return np.empty((0, len(PARTS))), np.empty(0)
+    return np.concatenate(seconds), np.concatenate(variances)
 
 
 def _variance(fitted: Parameters, derivatives: Floats) -> Floats:
