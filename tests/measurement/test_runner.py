@@ -723,12 +723,17 @@ class TestInterventions:
         return tiny.make_root(folder, protocols=cls.PROTOCOLS, experiments=experiments)
 
     def test_what_changes_nothing_is_told_and_the_rest_is_measured(self, tmp_path: Path) -> None:
-        one_tile, log = {"height": 32, "width": 32}, io.StringIO()
-        root = self.root(tmp_path / "root", [one_tile | {"interventions": ["vae-tiling"]}, one_tile])
-        with pytest.raises(InterventionError, match="vae-tiling changed nothing"):
+        """Of two steps TaylorSeer computes both: it has nothing to extrapolate from."""
+        plain, log = {"height": 32, "width": 32}, io.StringIO()
+        experiments = tiny.resolution(
+            vary=[plain | {"interventions": ["taylorseer-2"]}, plain], one_process=True, protocol="full"
+        )
+        protocols = tiny.CAMPAIGN["protocols"] | {"full": FULL}
+        root = tiny.make_root(tmp_path / "root", protocols=protocols, experiments=experiments)
+        with pytest.raises(InterventionError, match="taylorseer-2 changed nothing"):
             measure(root, log)
         assert set(records(root)) == {"32x32"}
-        assert "tiny-wan_32x32_5f_2s__vae-tiling__sampled_r1.json was not measured" in log.getvalue()
+        assert "tiny-wan_32x32_5f_2s__taylorseer-2__full_r1.json was not measured" in log.getvalue()
 
     def test_the_record_says_what_was_in_force_and_what_it_did(self, found: dict[str, Record]) -> None:
         (entry,) = found["vae-tiling__sampled_r1.json"].interventions

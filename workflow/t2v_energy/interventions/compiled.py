@@ -2,14 +2,17 @@
 
 Element-wise operations between two matrix products fuse into a kernel that reads and writes once; the
 products themselves stay.  Compiling takes time and energy before the first step: it happens in the first
-denoiser call, hence in the warm-up window of a record.  Inductor starts without its cache on disk, so that
-every configuration pays, and a record's warm-up shows, what compiling costs.
+denoiser call, hence in the warm-up window of a record.  A process starts without Inductor's cache on disk, so
+that the first record that compiles a graph pays, and its warm-up shows, what compiling costs; later passes of
+the same process find it.
 """
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -58,19 +61,18 @@ class Compile(Intervention):
             UserError: the denoiser has no repeated blocks, or is compiled already.
         """
         import torch
-        from torch._inductor.utils import fresh_cache
 
         from t2v_energy.interventions import modules
 
         blocks = modules.repeated_blocks(target.denoiser)
         if not blocks:
             raise self.refused(f"{type(target.denoiser).__name__} has no repeated blocks", "leave it out")
-        if any("_compiled_call_impl" in vars(block) for block in blocks):
+        if any(block._compiled_call_impl is not None for block in blocks):
             raise self.refused("the blocks are compiled already", "list it once")
         torch._dynamo.reset()
         undo = ExitStack()
         undo.callback(torch._dynamo.reset)
-        undo.enter_context(fresh_cache())
+        _empty_cache()
         for block in blocks:
             mode = None if self.mode == "default" else self.mode
             block.compile(mode=mode, fullgraph=_is_plain(block), dynamic=self.dynamic)
@@ -136,6 +138,16 @@ def _call_bytes(model: ModelFile, latent: tuple[int, int, int], tokens: float) -
     constant = denoiser_traffic(model.key, (0, 0, 0))["bytes"]
     plain = denoiser_traffic(model.key, latent)["bytes"]
     return min(constant + model.batch_per_pass * tokens * token, plain)
+
+
+@cache
+def _empty_cache() -> None:
+    """Inductor's cache on disk is an empty one from now on, until the process ends."""
+    from torch._inductor.utils import fresh_cache
+
+    stack = ExitStack()
+    stack.enter_context(fresh_cache())
+    atexit.register(stack.close)
 
 
 def _is_plain(block: Any) -> bool:

@@ -342,7 +342,7 @@ def install(settings: TokenMerging, target: Target) -> Change:
     denoiser, architecture = target.denoiser, target.model.architecture
     blocks = blocks_of(denoiser)
     chosen = {index: blocks[index].attn1 for index in settings.blocks(len(blocks))}
-    if any("_compiled_call_impl" in vars(block) for block in blocks):
+    if any(block._compiled_call_impl is not None for block in blocks):
         raise settings.refused("the blocks are compiled already", "list it before the compilation")
     for attention in chosen.values():
         name = type(attention.processor).__name__
