@@ -723,17 +723,14 @@ class TestInterventions:
         return tiny.make_root(folder, protocols=cls.PROTOCOLS, experiments=experiments)
 
     def test_what_changes_nothing_is_told_and_the_rest_is_measured(self, tmp_path: Path) -> None:
-        """Of two steps TaylorSeer computes both: it has nothing to extrapolate from."""
         plain, log = {"height": 32, "width": 32}, io.StringIO()
-        experiments = tiny.resolution(
-            vary=[plain | {"interventions": ["taylorseer-2"]}, plain], one_process=True, protocol="full"
-        )
-        protocols = tiny.CAMPAIGN["protocols"] | {"full": FULL}
-        root = tiny.make_root(tmp_path / "root", protocols=protocols, experiments=experiments)
-        with pytest.raises(InterventionError, match="taylorseer-2 changed nothing"):
+        root = self.root(tmp_path / "root", [plain | {"interventions": ["merge-none"]}, plain])
+        with (root / "config" / "interventions.yaml").open("a", encoding="utf-8") as catalogue:
+            catalogue.write("merge-none: {kind: token-merging, ratio: 0, stride: [1, 2, 2], method: 3d}\n")
+        with pytest.raises(InterventionError, match="merge-none changed nothing"):
             measure(root, log)
         assert set(records(root)) == {"32x32"}
-        assert "tiny-wan_32x32_5f_2s__taylorseer-2__full_r1.json was not measured" in log.getvalue()
+        assert "tiny-wan_32x32_5f_2s__merge-none__sampled_r1.json was not measured" in log.getvalue()
 
     def test_the_record_says_what_was_in_force_and_what_it_did(self, found: dict[str, Record]) -> None:
         (entry,) = found["vae-tiling__sampled_r1.json"].interventions
