@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import tiny
 from t2v_energy import cli
-from t2v_energy.config import ProtocolSettings, configurations, load_model
+from t2v_energy.config import (
+    ProtocolSettings,
+    configurations,
+    load_campaign,
+    load_experiment,
+    load_model,
+)
 from t2v_energy.errors import UserError
 from t2v_energy.plan import Item, Plan, make_plan, raw_folder
 from t2v_energy.prediction import Point, predict_measurement_s, predict_points, shipped_calibration
@@ -21,6 +27,15 @@ OTHER = tiny.resolution()["resolution"] | {"vary": SIZES[:2]}
 
 def h200(**overrides: Any) -> Plan:
     return make_plan(tiny.ROOT, tiny.settings(tiny.ROOT, campaign="h200", **overrides))
+
+
+def cut_into_batches(minutes: float) -> Plan:
+    """The shipped experiments that are cut so: not those that alternate conditions in one process."""
+    settings = tiny.settings(tiny.ROOT, campaign="h200", measure={"batch_minutes": minutes})
+    campaign = load_campaign(tiny.ROOT, "h200")
+    keys = [key for key in campaign.experiments if not load_experiment(tiny.ROOT, campaign, key).one_process]
+    assert "resolution" in keys
+    return make_plan(tiny.ROOT, settings, keys)
 
 
 def planned(tmp_path: Path, batch_minutes: float = 10, **changes: Any) -> Plan:
@@ -64,7 +79,7 @@ class TestBatches:
     def test_a_batch_ends_before_the_limit(self) -> None:
         # 4 minutes hold most configurations and no pass, so that both sides are tried
         limit_s = 240
-        plan = h200(measure={"batch_minutes": limit_s / 60})
+        plan = cut_into_batches(limit_s / 60)
         assert all(batch.measure_s <= limit_s or len(batch.items) == 1 for batch in plan.batches)
         assert any(batch.measure_s <= limit_s and len(batch.items) > 1 for batch in plan.batches)
         by_pass: dict[tuple[str, str, int], list[Any]] = {}
@@ -78,7 +93,7 @@ class TestBatches:
                 assert batch.measure_s + following.items[0].measure_s > limit_s or len(models) == 2
 
     def test_a_configuration_beyond_the_limit_is_a_batch_of_its_own(self) -> None:
-        plan = h200(measure={"batch_minutes": 1e-3})
+        plan = cut_into_batches(1e-3)
         assert {len(batch.items) for batch in plan.batches} == {1}
 
     def test_zero_minutes_give_each_configuration_its_own(self, tmp_path: Path) -> None:
@@ -104,8 +119,8 @@ class TestBatches:
         self, tmp_path: Path
     ) -> None:
         small, large = {"height": 32, "width": 32}, {"height": 48, "width": 48}
-        tiled = {"interventions": ["vae-tiling"]}
-        vary = [small, large, small | tiled, large | tiled, small | {"protocol": "full"}]
+        math = {"attention_kernel": "math"}
+        vary = [small, large, small | math, large | math, small | {"protocol": "full"}]
         experiments = tiny.resolution(vary=vary, one_process=True, passes=2)
         plan = planned(tmp_path, experiments=experiments)
         shared = [
@@ -220,6 +235,18 @@ class TestOrder:
         one = planned(tmp_path / "a", experiments=experiments)
         two = planned(tmp_path / "b", experiments=experiments, seed=4)
         assert self.order(one, 1) != self.order(two, 1)
+
+    def test_where_conditions_alternate_the_unchanged_comes_first_in_each_pass(self, tmp_path: Path) -> None:
+        size = {"height": 32, "width": 272}
+        vary = [size | {"interventions": ["vae-tiling"]}, size | {"attention_kernel": "math"}, size]
+        experiments = tiny.resolution(vary=vary, one_process=True, passes=3)
+        (batch,) = planned(tmp_path, experiments=experiments).batches
+        names = [item.configuration_id.removeprefix("tiny-wan_32x272_5f_2s") for item in batch.items]
+        assert names[::3] == ["", "", ""]
+        assert {tuple(names[1:3]), tuple(names[4:6]), tuple(names[7:9])} <= {
+            ("__vae-tiling", "__math"),
+            ("__math", "__vae-tiling"),
+        }
 
 
 class TestErrors:

@@ -24,6 +24,8 @@ import pytest
 import tiny
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import InterventionError
+from t2v_energy.interventions.base import Change
+from t2v_energy.interventions.vae_tiling import VaeTiling
 from t2v_energy.measurement import runner
 from t2v_energy.measurement.gpus import choose_gpu
 from t2v_energy.measurement.progress import Progress
@@ -722,15 +724,18 @@ class TestInterventions:
         experiments = tiny.resolution(vary=vary, one_process=True)
         return tiny.make_root(folder, protocols=cls.PROTOCOLS, experiments=experiments)
 
-    def test_what_changes_nothing_is_told_and_the_rest_is_measured(self, tmp_path: Path) -> None:
-        plain, log = {"height": 32, "width": 32}, io.StringIO()
-        root = self.root(tmp_path / "root", [plain | {"interventions": ["merge-none"]}, plain])
-        with (root / "config" / "interventions.yaml").open("a", encoding="utf-8") as catalogue:
-            catalogue.write("merge-none: {kind: token-merging, ratio: 0, stride: [1, 2, 2], method: 3d}\n")
-        with pytest.raises(InterventionError, match="merge-none changed nothing"):
+    def test_what_changes_nothing_is_told_and_the_rest_is_measured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nothing = Change(lambda: None, lambda: {"tiled_decodes": 0.0})
+        monkeypatch.setattr(VaeTiling, "apply", lambda _self, _target: nothing)
+        log, root = io.StringIO(), self.root(tmp_path / "root", self.VARY[:2])
+        with pytest.raises(InterventionError, match="vae-tiling changed nothing"):
             measure(root, log)
-        assert set(records(root)) == {"32x32"}
-        assert "tiny-wan_32x32_5f_2s__merge-none__sampled_r1.json was not measured" in log.getvalue()
+        assert [path.name for path in record_paths(raw_folder(root, "tiny", "resolution"))] == [
+            "tiny-wan_32x272_5f_2s__sampled_r1.json"
+        ]
+        assert "tiny-wan_32x272_5f_2s__vae-tiling__sampled_r1.json was not measured" in log.getvalue()
 
     def test_the_record_says_what_was_in_force_and_what_it_did(self, found: dict[str, Record]) -> None:
         (entry,) = found["vae-tiling__sampled_r1.json"].interventions

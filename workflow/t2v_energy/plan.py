@@ -120,11 +120,12 @@ def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None 
                 remedy=f"it has: {', '.join(campaign.experiments)}",
             )
         listed = configurations(root, settings, campaign, key)
+        alternating = load_experiment(root, campaign, key).one_process
         passes = [
-            _ordered_items(root, campaign, listed, key, pass_index)
+            _ordered_items(root, campaign, listed, key, pass_index, unchanged_first=alternating)
             for pass_index in range(1, max(entry.passes for entry in listed) + 1)
         ]
-        if load_experiment(root, campaign, key).one_process:
+        if alternating:
             batches += _batches([item for items in passes for item in items], math.inf, _comparable)
         else:
             for items in passes:
@@ -133,10 +134,17 @@ def make_plan(root: Path, settings: Settings, experiments: Iterable[str] | None 
 
 
 def _ordered_items(
-    root: Path, campaign: Campaign, listed: list[Listed], key: str, pass_index: int
+    root: Path, campaign: Campaign, listed: list[Listed], key: str, pass_index: int, *, unchanged_first: bool
 ) -> list[Item]:
+    """One pass in its random order.
+
+    ``unchanged_first``: pipelines that nothing changes come before the others, which are compared with them:
+    a batch that is cut short must not lack its baseline.
+    """
     wanted = [entry for entry in listed if entry.passes >= pass_index]
     random.Random(f"{campaign.seed} {key} {pass_index}").shuffle(wanted)
+    if unchanged_first:
+        wanted.sort(key=lambda entry: _is_changed(entry.configuration))  # stable
     predictions = _predictions(root, campaign.accelerator, [entry.configuration for entry in wanted])
     items = []
     for order, (entry, prediction) in enumerate(zip(wanted, predictions, strict=True)):
@@ -149,6 +157,10 @@ def _ordered_items(
         how = (entry.protocol, entry.protocols, pass_index, order)
         items.append(Item(key, entry.id, c, *how, prediction, seconds))
     return items
+
+
+def _is_changed(c: Configuration) -> bool:
+    return bool(c.interventions) or c.attention_kernel is not None
 
 
 def _predictions(root: Path, accelerator: str, wanted: list[Configuration]) -> list[Prediction]:

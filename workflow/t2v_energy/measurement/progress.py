@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -23,8 +24,8 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream, stderr=stream is None, soft_wrap=True, markup=False)
         self._pending: list[Item] = []
-        self._done_s = self._predicted_s = 0.0
-        self._scale = 1.0  # measured over predicted seconds so far
+        self._done_s = 0.0
+        self._ratios: list[float] = []  # measured over predicted seconds, of what is done
         self._started_s = time.monotonic()
         self.watts: Callable[[], float | None] = lambda: None
 
@@ -55,8 +56,15 @@ class Progress:
         self._bar(f"  {text}; {measured_s:.0f} s measured, about {left_s:.0f} s left{now}", measured_s)
 
     def expected_s(self, item: Item) -> float:
-        """How long ``item`` should take, by the prediction and how far it has been off so far."""
+        """How long ``item`` should take, by the prediction and how far it has been off so far.
+
+        The median of that: one configuration that compiles for minutes says nothing of the others.
+        """
         return item.measure_s * self._scale
+
+    @property
+    def _scale(self) -> float:
+        return median(self._ratios) if self._ratios else 1.0
 
     def left_out(self, item: Item) -> None:
         """A configuration is not begun: it would not end in the time that is given."""
@@ -68,8 +76,7 @@ class Progress:
         measured_s = time.monotonic() - self._started_s
         self._done_s += measured_s
         self._pending.remove(item)
-        self._predicted_s += item.measure_s
-        self._scale = self._done_s / self._predicted_s
+        self._ratios.append(measured_s / item.measure_s)
         self.say(f"  → {record.status}, {measured_s:.0f} s, {record.file_name}")
         for finding in findings:
             if finding.level != "ok":
