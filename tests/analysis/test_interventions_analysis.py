@@ -164,11 +164,24 @@ class TestRatios:
         )
         assert single(root, table, "fast")["same_board"] == "no"
 
+    def test_passes_on_other_boards_are_left_out_where_some_ran_on_the_same(self) -> None:
+        """A first pass was cut short, and went on on another board: its ratio would be half the boards' own."""
+        own = planted([8.0, 8.0, 8.1], boards=("A", "B", "B"))
+        baseline = planted([10.5, 10.0, 10.0], boards=("C", "B", "B"))
+        ratio = interventions.paired_ratio(own, baseline, "latency_s")
+        assert ratio.passes == 2
+        assert ratio.value == pytest.approx(np.sqrt(0.8 * 0.81))
+        assert interventions.same_board(own, baseline) == "yes"
+        elsewhere = planted([10.5, 10.0, 10.0], boards=("D", "D", "D"))
+        assert interventions.paired_ratio(own, elsewhere, "latency_s").passes == 3
+        assert interventions.same_board(own, elsewhere) == "no"
 
-def planted(means: Sequence[float], column: str = "latency_s") -> pd.Series:
+
+def planted(means: Sequence[float], column: str = "latency_s", boards: Sequence[str] = ()) -> pd.Series:
     """A row of configurations.csv with one generation a pass."""
     return pd.Series(
         {
+            "gpu_uuids": ";".join(boards) or np.nan,
             column: float(np.mean(means)),
             f"{column}_ci95": np.nan,
             f"{column}_pass_means": ";".join(map(str, means)),

@@ -3,7 +3,9 @@
 Experiments ``interventions`` and ``token-merging`` measure changed pipelines and, on the same board, the
 unmodified one: no interventions, torch's own attention kernel, the same model, size and steps.  Passes
 alternate, so each pass of a changed pipeline is divided by the same pass of its baseline: what drifts from
-pass to pass cancels.  A ratio is the geometric mean over the passes, with / without.
+pass to pass cancels.  Passes that ran on another board than their baseline's are left out where any ran on
+the same: boards of a model differ by more than many savings.  A ratio is the geometric mean over the passes,
+with / without.
 
 Its 95 % interval (:func:`paired_ratio`) is of the passes' ratios from three passes on (Student's t over their
 logarithms); with fewer, of repetition within the passes (the two rows' relative intervals in quadrature); two
@@ -218,7 +220,7 @@ def paired_ratio(row: pd.Series, baseline: pd.Series, quantity: str) -> Ratio:
     Where no pass has both, it is the ratio of the rows' means, without an interval.
     """
     own, other = (_by_pass(r, quantity) for r in (row, baseline))
-    shared = sorted(own.keys() & other.keys())
+    shared = comparable_passes(row, baseline, own.keys() & other.keys())
     if not shared:
         return Ratio(float(row[quantity]) / float(baseline[quantity]), nan, 0, "")
     logs = np.array([log(own[index] / other[index]) for index in shared])
@@ -250,13 +252,27 @@ def _numbers(cell: object) -> list[float]:
     return [] if pd.isna(cell) else [float(part) for part in str(cell).split(";")]  # type: ignore[call-overload]
 
 
+def comparable_passes(row: pd.Series, baseline: pd.Series, shared: Iterable[int]) -> list[int]:
+    """Of the ``shared`` passes those that ran on one board with their baseline; all where none is known to."""
+    own, other = _boards(row), _boards(baseline)
+    alike = [index for index in sorted(shared) if index in own and own[index] == other.get(index)]
+    return alike or sorted(shared)
+
+
 def same_board(row: pd.Series, baseline: pd.Series) -> str:
-    """Whether each pass ran on its baseline's board: ``yes``, ``no``, or empty where none is known."""
-    boards = [dict(zip(_passes(r), str(r["gpu_uuids"]).split(";"), strict=False)) for r in (row, baseline)]
-    shared = boards[0].keys() & boards[1].keys()
-    if pd.isna(row["gpu_uuids"]) or pd.isna(baseline["gpu_uuids"]) or not shared:
+    """Whether the passes that count ran on their baseline's board: ``yes``, ``no``, or empty: not known."""
+    own, other = _boards(row), _boards(baseline)
+    shared = own.keys() & other.keys()
+    if not shared:
         return ""
-    return "yes" if all(boards[0][index] == boards[1][index] for index in shared) else "no"
+    return "yes" if any(own[index] == other[index] for index in shared) else "no"
+
+
+def _boards(row: pd.Series) -> dict[int, str]:
+    """Board of each pass by its number; empty where none is known."""
+    if pd.isna(row["gpu_uuids"]):
+        return {}
+    return dict(zip(_passes(row), str(row["gpu_uuids"]).split(";"), strict=False))
 
 
 # --- predictions --------------------------------------------------------------------------------------------
