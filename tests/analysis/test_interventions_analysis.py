@@ -165,7 +165,7 @@ class TestRatios:
         assert single(root, table, "fast")["same_board"] == "no"
 
     def test_passes_on_other_boards_are_left_out_where_some_ran_on_the_same(self) -> None:
-        """A first pass was cut short, and went on on another board: its ratio would be half the boards' own."""
+        """A first pass that went on on another board would show the boards, not the change."""
         own = planted([8.0, 8.0, 8.1], boards=("A", "B", "B"))
         baseline = planted([10.5, 10.0, 10.0], boards=("C", "B", "B"))
         ratio = interventions.paired_ratio(own, baseline, "latency_s")
@@ -261,7 +261,7 @@ class TestPredicted:
 
         name = configuration(interventions=("unknown",)).id()
         path = root / prediction_file("h200", "interventions")
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         cells = [name, "50", *(str(0.1 * n) for n in range(1, 8)), "a.json", "f" * 64]
         path.write_text("\n".join([",".join(COLUMNS), ",".join(cells)]) + "\n")
         table = rows(tmp_path, passes([[1.0, 1.0]]), passes([[0.5, 0.5]], interventions=("unknown",)))

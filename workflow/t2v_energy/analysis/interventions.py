@@ -253,7 +253,7 @@ def _numbers(cell: object) -> list[float]:
 
 
 def comparable_passes(row: pd.Series, baseline: pd.Series, shared: Iterable[int]) -> list[int]:
-    """Of the ``shared`` passes those that ran on one board with their baseline; all where none is known to."""
+    """Of the ``shared`` passes those on one board with their baseline; all where none is known to be."""
     own, other = _boards(row), _boards(baseline)
     alike = [index for index in sorted(shared) if index in own and own[index] == other.get(index)]
     return alike or sorted(shared)
