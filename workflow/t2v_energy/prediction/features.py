@@ -29,6 +29,8 @@ ALIGNMENT = 128
 WIDE_HEAD = 128
 COLOURS = 3
 SIZES = ("height", "width", "num_frames", "num_inference_steps")
+MOST = 1_000_000
+"""No video has more pixels in a row, frames or steps: what is beyond is a slip."""
 
 
 class Point(NamedTuple):
@@ -104,30 +106,51 @@ class Features:
         return Features(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
-def features(root: Path, points: Sequence[Point]) -> Features:
+def features(root: Path, points: Sequence[Point], places: Sequence[str] = ()) -> Features:
     """Work of every point.
+
+    Args:
+        root: the repository's root.
+        points: what is counted.
+        places: where each point stands, such as a file and a line, for messages.
 
     Raises:
         UserError: an unknown model (with the nearest names), or a size that it cannot run.
     """
-    models = {key: load_model(root, nearest_model(root, key)) for key in {point.model for point in points}}
-    counters = {key: _Counter(model) for key, model in models.items()}
+    counters: dict[str, _Counter] = {}
     known: dict[tuple[str, int, int, int], tuple[Floats, Floats]] = {}
     rows = np.empty((len(points), len(_FIELDS)))
     for index, point in enumerate(points):
-        size = point[:4]
-        if size not in known:
-            known[size] = counters[point.model].once_and_step(point)
-        once, step = known[size]
-        if point.num_inference_steps < 1:
-            raise UserError(
-                f"num_inference_steps: {point.num_inference_steps} must be at least 1",
-                where=f"model {point.model}",
-                remedy="give a whole number of denoising steps",
-            )
-        rows[index] = once + point.num_inference_steps * step
+        try:
+            rows[index] = _counted(root, point, counters, known)
+        except UserError as error:
+            if not places:
+                raise
+            raise UserError(error.what, where=places[index], remedy=error.remedy) from None
     # Coefficients of traffic are of usual sizes: at the smallest they may be a little below nought.
     return Features(*np.maximum(rows.T, 0))
+
+
+def _counted(
+    root: Path,
+    point: Point,
+    counters: dict[str, _Counter],
+    known: dict[tuple[str, int, int, int], tuple[Floats, Floats]],
+) -> Floats:
+    """Work of one point, in the order of :class:`Features`; fills ``counters`` and ``known``."""
+    if point.model not in counters:
+        counters[point.model] = _Counter(load_model(root, nearest_model(root, point.model)))
+    size, steps = point[:4], point.num_inference_steps
+    if size not in known:
+        known[size] = counters[point.model].once_and_step(point)
+    if not 1 <= steps <= MOST:
+        raise UserError(
+            f"num_inference_steps: {steps} is not from 1 to {MOST}",
+            where=f"model {point.model}",
+            remedy="give a whole number of denoising steps",
+        )
+    once, step = known[size]
+    return once + steps * step
 
 
 def executed(model: ModelFile, num_frames: int) -> int:
@@ -277,6 +300,11 @@ def _checked(model: ModelFile, point: Point) -> int:
         if value < 1:
             raise UserError(
                 f"{name}: {value} must be positive", where=where, remedy=f"give a positive {name}"
+            )
+        if value > MOST:
+            what = "frames" if name == "num_frames" else "pixels"
+            raise UserError(
+                f"{name}: {value} is more than {MOST} {what}", where=where, remedy="look for a slip"
             )
     multiple = model.limits.size_multiple
     for name in ("height", "width"):
