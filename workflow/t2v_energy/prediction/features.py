@@ -179,9 +179,12 @@ def nearest_model(root: Path, key: str) -> str:
     )
 
 
-POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv")
-"""Architectures whose work, at a given length, is an exact polynomial of second degree in a frame's pixels:
-tokens are linear in them, attention is of second degree.  LTX-Video's stages and a U-Net's halvings round."""
+STAGED = "ltx"
+"""Architecture that denoises a smaller size first, which is rounded, and doubles its sides."""
+POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv", STAGED)
+"""Architectures whose work, at a given length, is an exact polynomial of second degree in a frame's area (of
+:data:`STAGED`, that of its first latent): tokens are linear in it, attention is of second degree.  A U-Net's
+halvings round."""
 
 
 class _Counter:
@@ -198,7 +201,7 @@ class _Counter:
             return self._counted((point.height, point.width, frames))
         if frames not in self._differences:
             self._differences[frames] = self._derived(frames)
-        x = point.height * point.width / self._model.limits.size_multiple**2
+        x = _area(self._model, (point.height, point.width, frames))
         basis = np.array([1.0, x - 1, (x - 1) * (x - 2) / 2])
         once, step = (basis @ differences for differences in self._differences[frames])
         once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
@@ -207,8 +210,7 @@ class _Counter:
 
     def _derived(self, frames: int) -> tuple[Floats, Floats]:
         """Newton's forward differences of what comes once and of a step: one, two, three smallest sizes."""
-        side = self._model.limits.size_multiple
-        counted = [self._counted((side, side * factor, frames)) for factor in (1, 2, 3)]
+        counted = [self._counted(size) for size in _smallest(self._model, frames)]
         once, step = (np.array([pair[which] for pair in counted]) for which in (0, 1))
         return _differences(once), _differences(step)
 
@@ -218,6 +220,31 @@ class _Counter:
         in_loop = "latent_upsampler" not in model.components
         step = _linear(first) if in_loop else _row(model, size, 2) - first
         return first - step, step
+
+
+def _area(model: ModelFile, size: tuple[int, int, int]) -> float:
+    """Area of a frame, in that of the smallest; of :data:`STAGED` that of the latent it denoises first."""
+    if model.architecture == STAGED:
+        _, rows, columns = latents(model, *size)[0]
+        return rows * columns
+    return size[0] * size[1] / model.limits.size_multiple**2
+
+
+def _smallest(model: ModelFile, frames: int) -> list[tuple[int, int, int]]:
+    """Sizes of one, two and three times the smallest area, in pixels and frames."""
+    side = model.limits.size_multiple
+    sizes: list[tuple[int, int, int]] = []
+    height = width = side
+    while len(sizes) < 3:
+        try:
+            area = _area(model, (height, width, frames))
+        except UserError:  # its first stage would be less than a latent pixel
+            height = width = width + side
+            continue
+        if area == len(sizes) + 1:
+            sizes.append((height, width, frames))
+        width += side
+    return sizes
 
 
 def _differences(values: Floats) -> Floats:
