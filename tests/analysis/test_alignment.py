@@ -111,3 +111,6 @@ def test_the_notebook_builds_tables_figures_rates_and_numbers(tmp_path: Path) ->
     found = json.loads((base / "results/numbers/h200/operators.json").read_text())
     assert found["operators.alignment.cudnn128_32768.keys.period"]["value"] == 128
     assert "operators.alignment.cudnn128_32768.queries.period" not in found
+    assert "operators.alignment.linear1536x1536_32768.rows.period" not in found
+    rows = found["operators.alignment.linear1536x1536_32768.rows.gain"]
+    assert rows["interval"][0] < rows["value"] < rows["interval"][1]

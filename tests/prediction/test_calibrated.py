@@ -80,10 +80,21 @@ class TestFeatures:
         assert once + attention + dense == pytest.approx(work.total_flop, rel=1e-6)
         assert attention == pytest.approx(work.attention_flop, rel=1e-6)
 
-    def test_polynomials_hold_where_they_were_not_derived(self) -> None:
-        for size in ((304, 1008, 21), (1088, 1920, 81), (16, 16, 1)):
-            found = features(ROOT, [Point(WAN, *size, 9)])
-            want = _row(load_model(ROOT, WAN), size, 9)
+    @pytest.mark.parametrize(
+        ("key", "sizes"),
+        [
+            (WAN, ((304, 1008, 21), (1088, 1920, 81), (16, 16, 1))),
+            ("ltx-video-0.9.7-dev", ((512, 704, 121), (64, 96, 9), (1088, 1920, 161))),
+            ("cogvideox-5b", ((480, 720, 49), (64, 48, 9))),
+            ("mochi-1-preview", ((480, 848, 79), (64, 48, 7))),
+        ],
+    )
+    def test_polynomials_hold_where_they_were_not_derived(
+        self, key: str, sizes: tuple[tuple[int, int, int], ...]
+    ) -> None:
+        for size in sizes:
+            found = features(ROOT, [Point(key, *size, 9)])
+            want = _row(load_model(ROOT, key), size, 9)
             got = np.array([getattr(found, f.name)[0] for f in fields(Features)])
             assert got == pytest.approx(want, rel=1e-6)
 
@@ -177,10 +188,11 @@ class TestPredictions:
         width = [p.latency_s_high[0] / p.latency_s[0] for p in (inside, outside, other)]
         assert width[0] < width[1] < width[2]
 
-    def test_ten_thousand_in_two_seconds(self) -> None:
-        rng = np.random.default_rng(0)
-        sides, frames = 16 * rng.integers(10, 100, (10_000, 2)), 4 * rng.integers(1, 30, 10_000) + 1
-        points = [Point(WAN, int(h), int(w), int(f), 50) for (h, w), f in zip(sides, frames, strict=True)]
+    @pytest.mark.parametrize("key", [WAN, "cogvideox-5b", "mochi-1-preview", "ltx-video-0.9.7-dev"])
+    def test_ten_thousand_in_two_seconds(self, key: str) -> None:
+        rng, multiple = np.random.default_rng(0), load_model(ROOT, key).limits.size_multiple
+        sides, frames = multiple * rng.integers(10, 100, (10_000, 2)), rng.integers(5, 120, 10_000)
+        points = [Point(key, int(h), int(w), int(f), 50) for (h, w), f in zip(sides, frames, strict=True)]
         calibration = fitted({})
         begun_s = time.process_time()
         predict_points(ROOT, calibration, points)

@@ -63,7 +63,16 @@ class TestReading:
         [
             (HEADER.replace("latency_s", "latency_ms"), ROWS[0], "'latency_ms' is there: convert it"),
             (HEADER.replace("gpu_energy_Wh", "gpu_energy_J"), ROWS[0], "'gpu_energy_J' is there: convert it"),
-            (HEADER.replace("height", "heigth"), ROWS[0], "no column 'height'; 'heigth' is there"),
+            (HEADER.replace("height", "heigth"), ROWS[0], "'heigth' is there: rename it height"),
+            (HEADER.replace("num_frames", "frames"), ROWS[0], "'frames' is there: rename it num_frames"),
+            (
+                HEADER.replace("num_inference_", ""),
+                ROWS[0],
+                "'steps' is there: rename it num_inference_steps",
+            ),
+            (HEADER.replace(",", ";"), ROWS[0].replace(",", ";"), "separate columns by commas"),
+            (HEADER, "\n" + ROWS[0].replace("6.7", "x"), "line 3: latency_s: 'x' is no number"),
+            (HEADER, ROWS[0].replace(",50,", ",1e300,"), "num_inference_steps: 1e300 is more than 1000000"),
             (HEADER, ROWS[0].replace("81", "8.5"), "line 2: num_frames: '8.5' is no whole number"),
             (HEADER, ROWS[0].replace("6.7", "6.7 s"), "latency_s: '6.7 s' is no number"),
             (HEADER, ROWS[0].replace("6.7", "nan"), "latency_s: 'nan' is no number"),
@@ -87,6 +96,55 @@ class TestReading:
 
 
 class TestCommands:
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [
+            (f"{WAN},481,832,81,50,65,12.5", "height: 481 is not divisible by 16"),
+            ("wan-1.3b,480,832,81,50,65,12.5", "did you mean 'wan2.1-t2v-1.3b'"),
+            (f"{WAN},480,832,81,50,65,12500", "gpu_energy_Wh: 12500 Wh in 65 s"),
+            (f"{WAN},480,832,81,50,-65,12.5", "latency_s: -65 is no positive number"),
+        ],
+    )
+    def test_rows_that_cannot_be_are_named(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, said: str
+    ) -> None:
+        points, out = write(tmp_path, *ROWS, "", row), tmp_path / "c.json"
+        assert run("calibrate", points, "--accelerator", "h200", "--out", out) == 2
+        error = capsys.readouterr().err
+        assert f"{points}, line 9" in error
+        assert said in error
+        assert not out.exists()
+        sizes = (f"{WAN},481,832,81,50", f"{WAN},480,832,81,50")
+        wanted = write(tmp_path, *sizes, header="model,height,width,num_frames,num_inference_steps")
+        assert run("predict", "--points", wanted, "--out", out) == 2
+        assert f"{wanted}, line 2: height: 481" in capsys.readouterr().err
+
+    def test_a_point_far_from_the_others_is_named(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ("--accelerator", "h200", "--out", tmp_path / "c.json")
+        assert run("calibrate", write(tmp_path, *ROWS), *words) == 0
+        assert "look for a slip" not in capsys.readouterr().out
+        points = write(tmp_path, *ROWS, f"{WAN},480,832,33,50,200,38")  # takes 20 s
+        assert run("calibrate", points, *words) == 0
+        (note,) = [n for n in read_calibration(tmp_path / "c.json").notes if "look for a slip" in n]
+        assert f"{points}, line 8" in note
+        assert "latency_s 200 s" in note
+        assert note in capsys.readouterr().out
+
+    def test_inputs_are_never_overwritten(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        points = write(tmp_path, *ROWS)
+        before = points.read_text(encoding="utf-8")
+        assert run("calibrate", points, "--accelerator", "h200", "--out", points) == 2
+        assert "would overwrite it" in capsys.readouterr().err
+        assert points.read_text(encoding="utf-8") == before
+        calibration = tmp_path / "c.json"
+        assert run("calibrate", points, "--accelerator", "h200", "--out", calibration) == 0
+        before = calibration.read_text(encoding="utf-8")
+        words = ("--points", points, "--calibration", calibration, "--out", calibration)
+        assert run("predict", *words) == 2
+        assert calibration.read_text(encoding="utf-8") == before
+
     def test_calibrate_then_predict(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         points, out = write(tmp_path, *ROWS), tmp_path / "new" / "predictions.csv"
         calibration = tmp_path / "new" / "calibration.json"
@@ -118,7 +176,22 @@ class TestCommands:
             (("predict", "--model", WAN, "--height", "-720"), "must be positive"),
             (("predict", "--model", WAN, "--accelerator", "h20"), "did you mean 'h200'"),
             (("predict", "--model", WAN, "--grid", "mars"), "unknown grid 'mars'"),
+            (("predict", "--model", WAN, "--accelerator", "h100"), "did you mean 'h100-sxm'"),
+            (("predict", "--model", WAN, "--accelerator", ""), "unknown accelerator ''"),
+            (("predict", "--model", WAN, "--steps", "9" * 400), "num_inference_steps: 999"),
+            (
+                ("predict", "--model", WAN, "--width", "16000000"),
+                "width: 16000000 is more than 1000000 pixels",
+            ),
+            (("predict", "--model", WAN, "--out", "x.csv"), "--out without --points"),
             (("predict", "--points", "x.csv"), "add --out"),
+            (("predict", "--points", "x.csv", "--model", WAN), "--points takes no --model"),
+            (("predict", "--points", "x.csv", "--json"), "--points takes no --json"),
+            (
+                ("predict", "--model", WAN, "--interventions", "nonsense"),
+                "the options of predict: interventions: there is no",
+            ),
+            (("predict", "--model", WAN, "--interventions", "fused-qkv", "fused-qkv"), "listed twice"),
         ],
     )
     def test_refusals(self, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:

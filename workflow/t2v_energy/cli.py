@@ -460,8 +460,10 @@ def _predict(options: argparse.Namespace) -> None:
     from t2v_energy.prediction.calibrated import predict_points
     from t2v_energy.prediction.points import predictions_csv, read_points
 
+    _check_use(options)
     calibration = _calibration(options)
     if options.points:
+        _keep_inputs(options.out, options.calibration)
         if options.out is None:
             raise UserError("--points without --out", remedy="add --out PREDICTIONS.csv")
         if options.interventions or options.attention_kernel:
@@ -470,24 +472,53 @@ def _predict(options: argparse.Namespace) -> None:
                 remedy="predict one configuration: --model, --height, --width, --frames, --steps",
             )
         table = read_points(options.points, measured=False)
-        predictions = predict_points(options.root, calibration, table.points)
+        predictions = predict_points(options.root, calibration, table.points, table.places)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(predictions_csv(table, predictions), encoding="utf-8")
-        for line, note in enumerate(predictions.notes, start=2):
+        for place, note in zip(table.places, predictions.notes, strict=True):
             if note:
-                print(f"{options.points}, line {line}: {note}", file=sys.stderr)
+                print(f"{place}: {note}", file=sys.stderr)
         return
     from t2v_energy.prediction.report import DEFAULT_GRID, as_text, report
 
-    if not options.model:
+    if options.model is None:
         raise UserError("nothing to predict", remedy="give --model KEY, or --points POINTS.csv")
-    found = report(options.root, calibration, _point(options), options.grid or DEFAULT_GRID)
+    found = report(
+        options.root, calibration, _point(options), DEFAULT_GRID if options.grid is None else options.grid
+    )
     if options.interventions or options.attention_kernel:
         from t2v_energy.prediction.report import with_saving
 
         changes = (options.interventions, options.attention_kernel)
         found = with_saving(options.root, calibration, found, *changes)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def _check_use(options: argparse.Namespace) -> None:
+    """Raise where options of ``predict`` are given that it would not heed."""
+    alone = {
+        "--model": options.model,
+        "--height": options.height,
+        "--width": options.width,
+        "--frames": options.frames,
+        "--steps": options.steps,
+        "--grid": options.grid,
+        "--json": options.json or None,
+    }
+    given = [name for name, value in alone.items() if value is not None]
+    if options.points and given:
+        raise UserError(
+            f"--points takes no {given[0]}", remedy="leave it out: the file says what is predicted"
+        )
+    if options.out and not options.points:
+        raise UserError("--out without --points", remedy="add --points POINTS.csv, or leave --out out")
+
+
+def _keep_inputs(out: Path | None, *inputs: Path | None) -> None:
+    """Raise where ``out`` would overwrite what a command reads."""
+    for path in inputs:
+        if out and path and out.resolve() == path.resolve():
+            raise UserError("--out would overwrite it", where=str(path), remedy="name another file to write")
 
 
 def _roofline(options: argparse.Namespace) -> None:
@@ -525,7 +556,8 @@ def _calibration(options: argparse.Namespace) -> Any:
     from t2v_energy.prediction.calibrated import read_calibration, shipped_calibration
 
     if options.calibration is None:
-        return shipped_calibration(options.root, options.accelerator or "h200")
+        accelerator = "h200" if options.accelerator is None else options.accelerator
+        return shipped_calibration(options.root, accelerator)
     calibration = read_calibration(options.calibration)
     if options.accelerator not in (None, calibration.accelerator):
         raise UserError(
@@ -540,9 +572,17 @@ def _calibrate(options: argparse.Namespace) -> None:
     from t2v_energy.prediction.calibrated import calibrate, to_json
     from t2v_energy.prediction.points import read_points
 
+    _keep_inputs(options.out, options.points)
     table = read_points(options.points, measured=True)
-    measured = (table.latency_s, table.gpu_energy_Wh)
-    found = calibrate(options.root, table.points, *measured, options.accelerator, where=str(options.points))
+    found = calibrate(
+        options.root,
+        table.points,
+        table.latency_s,
+        table.gpu_energy_Wh,
+        options.accelerator,
+        where=str(options.points),
+        places=table.places,
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(to_json(found), encoding="utf-8")
     misfit = f"{100 * found.time.misfit:.2f} % of time and {100 * found.power.misfit:.2f} % of power"

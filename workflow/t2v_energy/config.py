@@ -628,11 +628,13 @@ def load_accelerator(root: Path, key: str) -> Accelerator:
     """One accelerator; an unknown key suggests the nearest."""
     known = load_accelerators(root)
     if key not in known:
-        near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.3)
+        near = difflib.get_close_matches(key.lower(), list(known), n=2, cutoff=0.3)
+        near.sort(key=lambda name: not name.startswith(key.lower()))
         raise UserError(
             f"unknown accelerator {key!r}",
             where="config/accelerators.yaml",
-            remedy=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}",
+            remedy=(f"did you mean {' or '.join(map(repr, near))}? " if near else "")
+            + f"known: {', '.join(known)}",
         )
     return known[key]
 

@@ -20,7 +20,6 @@ Sizes = NDArray[np.int_]
 CONFIDENCE = 0.95
 PERIODS = (8, 16, 32, 64, 128, 256)
 SERIES = ("attention-alignment", "attention-alignment-long", "linear-alignment")
-SIDES = ("both", "queries", "keys", "rows")
 LEAST_CASES = 2
 COLUMNS = (
     "operator",

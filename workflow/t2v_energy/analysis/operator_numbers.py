@@ -14,7 +14,7 @@ from t2v_energy.prediction.rates import Rates
 def operator_numbers(
     alignment: pd.DataFrame, rates: Rates, limits: Accelerator, cases: int, tables: str, rates_file: str
 ) -> Numbers:
-    """Gains by kernel, head size and side; period; fitted rates.
+    """Gains by kernel, head size and side, and of matrix products by shape; period; fitted rates.
 
     Args:
         alignment: of :func:`t2v_energy.analysis.alignment.alignment_table`; ``tables`` is its folder.
@@ -26,9 +26,14 @@ def operator_numbers(
     numbers: Numbers = {
         "operators.cases": Number(cases, "", "measured", cases_where),
     }
-    for _, row in alignment[alignment["operator"] == "attention"].iterrows():
-        key = f"operators.alignment.{row['kernel']}{int(row['head_size'])}_{int(row['length'])}.{row['side']}"
-        place = f"kernel={row['kernel']}, length={int(row['length'])}, side={row['side']}"
+    for _, row in alignment.iterrows():
+        length, side = int(row["length"]), row["side"]
+        if row["operator"] == "attention":
+            shape, what = f"{row['kernel']}{int(row['head_size'])}", f"kernel={row['kernel']}"
+        else:
+            shape = f"linear{int(row['inputs'])}x{int(row['outputs'])}"
+            what = f"inputs={int(row['inputs'])}, outputs={int(row['outputs'])}"
+        key, place = f"operators.alignment.{shape}_{length}.{side}", f"{what}, length={length}, side={side}"
         where = Source(source, place, "gain_percent")
         interval = (float(row["gain_percent_ci95_low"]), float(row["gain_percent_ci95_high"]))
         value = float(row["gain_percent"])

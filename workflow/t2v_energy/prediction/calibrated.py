@@ -160,6 +160,7 @@ def calibrate(
     accelerator: str,
     *,
     where: str = "the points",
+    places: Sequence[str] = (),
 ) -> Calibration:
     """Fit the model to measured points of one accelerator (key of config/accelerators.yaml).
 
@@ -168,6 +169,7 @@ def calibrate(
         points: configurations; those that name a ``board`` tell boards apart.
         latency_s, gpu_energy_Wh: measured values of each, whole videos.
         where: what the points are called in messages.
+        places: where each point stands, such as a file and a line (default: its number).
 
     Raises:
         UserError: fewer than four distinct configurations; points that cannot tell attention, other work and
@@ -187,8 +189,9 @@ def calibrate(
             where=where,
             remedy=f"measure at least {MIN_POINTS}, of several sizes or lengths and several numbers of steps",
         )
-    work = features(root, points)
-    _check_units(points, work, seconds, energy, limits, where)
+    places = places or [f"{where}, point {index}" for index in range(1, len(points) + 1)]
+    work = features(root, points, places)
+    _check_units(points, work, seconds, energy, limits, places)
     boards = sorted({name for point in points for name in _boards(point)})
     models = sorted({point.model for point in points})
     # One model's own pace cannot be told from the accelerator's.
@@ -198,6 +201,7 @@ def calibrate(
     time = _fit_time(work, seconds, names, effects, presumed, limits)
     part_s = times(np.array(time.mean), effects, work, limits).part_s
     power = _fit_power(part_s, energy * SECONDS_PER_HOUR / seconds, presumed, limits)
+    off = _off_the_others(points, seconds, part_s.sum(axis=1), places)
     return Calibration(
         accelerator=accelerator,
         points=len(points),
@@ -207,7 +211,7 @@ def calibrate(
         time=time,
         power=power,
         outside=presumed.outside,
-        notes=_told_apart(work),
+        notes=_told_apart(work) + off,
     )
 
 
@@ -290,15 +294,21 @@ def _fit_power(part_s: Floats, mean_W: Floats, presumed: PredictionFile, limits:
 
 MAX_POWER_SHARE, MIN_POWER_SHARE = 1.5, 0.02
 MIN_PEAK_SHARE = 2e-4
+MOST_OFF = 1.25
 
 
 def _check_units(
-    points: Sequence[Point], work: Features, seconds: Floats, energy: Floats, limits: Accelerator, where: str
+    points: Sequence[Point],
+    work: Features,
+    seconds: Floats,
+    energy: Floats,
+    limits: Accelerator,
+    places: Sequence[str],
 ) -> None:
     """Raise where a value is not positive, or where time and energy cannot be those of this board."""
     flop = work.attention_flop + work.attention_narrow_flop + work.dense_flop + work.convolution_flop
     for index, point in enumerate(points):
-        at = f"{where}, point {index + 1} ({label(point)})"
+        at = f"{places[index]} ({label(point)})"
         for name, value in (("latency_s", seconds[index]), ("gpu_energy_Wh", energy[index])):
             if not (isfinite(value) and value > 0):
                 raise UserError(
@@ -351,17 +361,33 @@ def _told_apart(work: Features) -> list[str]:
     ]
 
 
+def _off_the_others(
+    points: Sequence[Point], seconds: Floats, fitted_s: Floats, places: Sequence[str]
+) -> list[str]:
+    """Points whose latency the fit misses by far: more likely a slip than an accelerator's way."""
+    return [
+        f"{places[index]} ({label(points[index])}): latency_s {seconds[index]:g} s is {ratio:.3g} times what "
+        "the points together lead to expect: look for a slip or another unit"
+        for index, ratio in enumerate(seconds / fitted_s)
+        if not 1 / MOST_OFF < ratio < MOST_OFF
+    ]
+
+
 # --- predicting -------------------------------------------------------------------------------------------
 
 
-def predict_points(root: Path, calibration: Calibration, points: Sequence[Point]) -> Predictions:
+def predict_points(
+    root: Path, calibration: Calibration, points: Sequence[Point], places: Sequence[str] = ()
+) -> Predictions:
     """Latency and GPU energy of every point, each with a 90 % interval.
+
+    ``places`` says where each point stands, such as a file and a line, for messages.
 
     Raises:
         UserError: an unknown model or accelerator, or a size that a model cannot run.
     """
     limits = load_accelerator(root, calibration.accelerator)
-    work = features(root, points)
+    work = features(root, points, places)
     effects = _effects(points, calibration.time.names[len(TIME_NAMES) :])
     part_s, time_variance = _time(calibration, effects, work, limits)
     class_s = by_class(part_s)

@@ -29,6 +29,8 @@ ALIGNMENT = 128
 WIDE_HEAD = 128
 COLOURS = 3
 SIZES = ("height", "width", "num_frames", "num_inference_steps")
+MOST = 1_000_000
+"""No video has more pixels in a row, frames or steps: what is beyond is a slip."""
 
 
 class Point(NamedTuple):
@@ -104,30 +106,51 @@ class Features:
         return Features(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
-def features(root: Path, points: Sequence[Point]) -> Features:
+def features(root: Path, points: Sequence[Point], places: Sequence[str] = ()) -> Features:
     """Work of every point.
+
+    Args:
+        root: the repository's root.
+        points: what is counted.
+        places: where each point stands, such as a file and a line, for messages.
 
     Raises:
         UserError: an unknown model (with the nearest names), or a size that it cannot run.
     """
-    models = {key: load_model(root, nearest_model(root, key)) for key in {point.model for point in points}}
-    counters = {key: _Counter(model) for key, model in models.items()}
+    counters: dict[str, _Counter] = {}
     known: dict[tuple[str, int, int, int], tuple[Floats, Floats]] = {}
     rows = np.empty((len(points), len(_FIELDS)))
     for index, point in enumerate(points):
-        size = point[:4]
-        if size not in known:
-            known[size] = counters[point.model].once_and_step(point)
-        once, step = known[size]
-        if point.num_inference_steps < 1:
-            raise UserError(
-                f"num_inference_steps: {point.num_inference_steps} must be at least 1",
-                where=f"model {point.model}",
-                remedy="give a whole number of denoising steps",
-            )
-        rows[index] = once + point.num_inference_steps * step
+        try:
+            rows[index] = _counted(root, point, counters, known)
+        except UserError as error:
+            if not places:
+                raise
+            raise UserError(error.what, where=places[index], remedy=error.remedy) from None
     # Coefficients of traffic are of usual sizes: at the smallest they may be a little below nought.
     return Features(*np.maximum(rows.T, 0))
+
+
+def _counted(
+    root: Path,
+    point: Point,
+    counters: dict[str, _Counter],
+    known: dict[tuple[str, int, int, int], tuple[Floats, Floats]],
+) -> Floats:
+    """Work of one point, in the order of :class:`Features`; fills ``counters`` and ``known``."""
+    if point.model not in counters:
+        counters[point.model] = _Counter(load_model(root, nearest_model(root, point.model)))
+    size, steps = point[:4], point.num_inference_steps
+    if size not in known:
+        known[size] = counters[point.model].once_and_step(point)
+    if not 1 <= steps <= MOST:
+        raise UserError(
+            f"num_inference_steps: {steps} is not from 1 to {MOST}",
+            where=f"model {point.model}",
+            remedy="give a whole number of denoising steps",
+        )
+    once, step = known[size]
+    return once + steps * step
 
 
 def executed(model: ModelFile, num_frames: int) -> int:
@@ -156,9 +179,12 @@ def nearest_model(root: Path, key: str) -> str:
     )
 
 
-POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv")
-"""Architectures whose work, at a given length, is an exact polynomial of second degree in a frame's pixels:
-tokens are linear in them, attention is of second degree.  LTX-Video's stages and a U-Net's halvings round."""
+STAGED = "ltx"
+"""Architecture that denoises a smaller size first, which is rounded, and doubles its sides."""
+POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv", STAGED)
+"""Architectures whose work, at a given length, is an exact polynomial of second degree in a frame's area (of
+:data:`STAGED`, that of its first latent): tokens are linear in it, attention is of second degree.  A U-Net's
+halvings round."""
 
 
 class _Counter:
@@ -175,7 +201,7 @@ class _Counter:
             return self._counted((point.height, point.width, frames))
         if frames not in self._differences:
             self._differences[frames] = self._derived(frames)
-        x = point.height * point.width / self._model.limits.size_multiple**2
+        x = _area(self._model, (point.height, point.width, frames))
         basis = np.array([1.0, x - 1, (x - 1) * (x - 2) / 2])
         once, step = (basis @ differences for differences in self._differences[frames])
         once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
@@ -184,8 +210,7 @@ class _Counter:
 
     def _derived(self, frames: int) -> tuple[Floats, Floats]:
         """Newton's forward differences of what comes once and of a step: one, two, three smallest sizes."""
-        side = self._model.limits.size_multiple
-        counted = [self._counted((side, side * factor, frames)) for factor in (1, 2, 3)]
+        counted = [self._counted(size) for size in _smallest(self._model, frames)]
         once, step = (np.array([pair[which] for pair in counted]) for which in (0, 1))
         return _differences(once), _differences(step)
 
@@ -195,6 +220,31 @@ class _Counter:
         in_loop = "latent_upsampler" not in model.components
         step = _linear(first) if in_loop else _row(model, size, 2) - first
         return first - step, step
+
+
+def _area(model: ModelFile, size: tuple[int, int, int]) -> float:
+    """Area of a frame, in that of the smallest; of :data:`STAGED` that of the latent it denoises first."""
+    if model.architecture == STAGED:
+        _, rows, columns = latents(model, *size)[0]
+        return rows * columns
+    return size[0] * size[1] / model.limits.size_multiple**2
+
+
+def _smallest(model: ModelFile, frames: int) -> list[tuple[int, int, int]]:
+    """Sizes of one, two and three times the smallest area, in pixels and frames."""
+    side = model.limits.size_multiple
+    sizes: list[tuple[int, int, int]] = []
+    height = width = side
+    while len(sizes) < 3:
+        try:
+            area = _area(model, (height, width, frames))
+        except UserError:  # its first stage would be less than a latent pixel
+            height = width = width + side
+            continue
+        if area == len(sizes) + 1:
+            sizes.append((height, width, frames))
+        width += side
+    return sizes
 
 
 def _differences(values: Floats) -> Floats:
@@ -277,6 +327,11 @@ def _checked(model: ModelFile, point: Point) -> int:
         if value < 1:
             raise UserError(
                 f"{name}: {value} must be positive", where=where, remedy=f"give a positive {name}"
+            )
+        if value > MOST:
+            what = "frames" if name == "num_frames" else "pixels"
+            raise UserError(
+                f"{name}: {value} is more than {MOST} {what}", where=where, remedy="look for a slip"
             )
     multiple = model.limits.size_multiple
     for name in ("height", "width"):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.calibrated import Predictions, Quantity
-from t2v_energy.prediction.features import Point
+from t2v_energy.prediction.features import MOST, Point
 
 SETTINGS = ("model", "height", "width", "num_frames", "num_inference_steps")
 MEASURED: tuple[Quantity, ...] = ("latency_s", "gpu_energy_Wh")
@@ -29,13 +29,18 @@ OTHER_UNITS: Mapping[str, str] = {
 }
 """Columns that are often given for another: whoever has one must convert it."""
 
+OTHER_NAMES: Mapping[str, str] = {"frames": "num_frames", "steps": "num_inference_steps"}
+"""As the options of ``t2v-energy predict`` are called."""
+
 
 class Table(NamedTuple):
-    """Rows of a POINTS.csv: the cells as they stand, the points, and what was measured (empty: nothing)."""
+    """Rows of a POINTS.csv: the cells as they stand, the points, where each stands (file and line), and what
+    was measured (empty: nothing)."""
 
     columns: list[str]
     cells: list[list[str]]
     points: list[Point]
+    places: list[str]
     latency_s: list[float]
     gpu_energy_Wh: list[float]
 
@@ -55,14 +60,16 @@ def read_points(path: Path, *, measured: bool) -> Table:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text: {error}", where=str(path), remedy="save it as UTF-8") from None
-    lines = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
+    reader = csv.reader(io.StringIO(text, newline=""))
+    numbered = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    lines = [row for _, row in numbered]
     if len(lines) < 2:
         raise UserError("there are no points", where=str(path), remedy="give a header and a row for each")
     columns = [name.strip() for name in lines[0]]
     _check_columns(columns, SETTINGS + (MEASURED if measured else ()), path)
-    table = Table(columns, lines[1:], [], [], [])
-    for number, cells in enumerate(table.cells, start=2):
-        where = f"{path}, line {number}"
+    places = [f"{path}, line {number}" for number, _ in numbered[1:]]
+    table = Table(columns, lines[1:], [], places, [], [])
+    for where, cells in zip(places, table.cells, strict=True):
         if len(cells) != len(columns):
             raise UserError(
                 f"{len(cells)} cells in {len(columns)} columns", where=where, remedy="give every cell"
@@ -95,12 +102,14 @@ def _check_columns(columns: Sequence[str], wanted: Sequence[str], path: Path) ->
         if name in columns:
             continue
         other = [c for c in columns if OTHER_UNITS.get(c) == name]
-        near = other or difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
-        unit = f"; {near[0]!r} is there: convert it to {name}" if near else ""
+        near = other or [c for c in columns if OTHER_NAMES.get(c) == name]
+        near = near or difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
+        unit = f"; {near[0]!r} is there: {'convert it to' if other else 'rename it'} {name}" if near else ""
         raise UserError(
             f"there is no column {name!r}{unit}",
             where=str(path),
-            remedy=f"columns: {', '.join(wanted)}",
+            remedy=("separate columns by commas; " if len(columns) == 1 else "")
+            + f"columns: {', '.join(wanted)}",
         )
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
@@ -109,10 +118,12 @@ def _check_columns(columns: Sequence[str], wanted: Sequence[str], path: Path) ->
 
 def _whole(text: str, name: str, where: str) -> int:
     value = _number(text, name, where)
-    if value != int(value):
+    if not value.is_integer():
         raise UserError(f"{name}: {text!r} is no whole number", where=where, remedy="give a whole number")
     if value < 1:
         raise UserError(f"{name}: {text} must be positive", where=where, remedy=f"give a positive {name}")
+    if value > MOST:
+        raise UserError(f"{name}: {text} is more than {MOST}", where=where, remedy="look for a slip")
     return int(value)
 
 

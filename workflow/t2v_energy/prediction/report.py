@@ -18,6 +18,7 @@ from t2v_energy.prediction.savings import Compared, predict_savings
 from t2v_energy.prediction.single_mu import predict
 
 DEFAULT_GRID = "world"
+OPTIONS = "the options of predict"
 
 
 def report(root: Path, calibration: Calibration, point: Point, grid: str = DEFAULT_GRID) -> dict[str, Any]:
@@ -83,6 +84,10 @@ def with_saving(
             on the accelerator is not known.
     """
     model = load_model(root, found["model"])
+    entries = named(root, interventions, OPTIONS)
+    twice = next((name for name in interventions if interventions.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is listed twice", where=f"{OPTIONS}: interventions", remedy="list it once")
     configuration = parse(
         Configuration,
         {
@@ -91,16 +96,12 @@ def with_saving(
             "attention_kernel": attention_kernel,
             "interventions": tuple(interventions),
         },
-        "the options",
+        OPTIONS,
     )
     (saving,) = predict_savings(
         root, calibration, [Compared(configuration, configuration.num_inference_steps)]
     )
-    cited = {
-        entry.name: entry.intervention.quality
-        for entry in named(root, interventions, "--interventions")
-        if not entry.intervention.lossless
-    }
+    cited = {entry.name: entry.intervention.quality for entry in entries if not entry.intervention.lossless}
     return found | {
         "saving": {
             "kind": "modelled",
