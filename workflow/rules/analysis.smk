@@ -1,5 +1,7 @@
 # Stage 4: papermill notebooks make figures, tables and numbers.  The executed notebook is a log and not an
 # output, so it stays when a cell fails.  A campaign gets what its experiments have data for.
+# Kernels choose their ports before they open them: of many that start at once one may find its own taken.
+NOTEBOOK_RETRIES = 1
 FORMATS = (".pdf", ".png", ".svg")
 MODELS_FIGURES = ("fig1", "fig5", "fig5b")
 MODELS_TABLES = (
@@ -35,6 +37,7 @@ if STUDY.sweep_figures:
         log:
             notebook="logs/notebooks/<campaign>/sweeps.ipynb",
             console="logs/notebooks/<campaign>/sweeps.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -73,6 +76,7 @@ if STUDY.sweep_figures:
         log:
             notebook="logs/notebooks/<campaign>/scaling.ipynb",
             console="logs/notebooks/<campaign>/scaling.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -119,6 +123,7 @@ if STUDY.sweep_figures:
         log:
             notebook="logs/notebooks/<campaign>/breakdown.ipynb",
             console="logs/notebooks/<campaign>/breakdown.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -167,6 +172,7 @@ if STUDY.compares:
         log:
             notebook="logs/notebooks/<campaign>/comparison.ipynb",
             console="logs/notebooks/<campaign>/comparison.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -209,6 +215,7 @@ if STUDY.compares_models:
         log:
             notebook="logs/notebooks/<campaign>/models.ipynb",
             console="logs/notebooks/<campaign>/models.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -246,6 +253,7 @@ if STUDY.operator_records:
         log:
             notebook="logs/notebooks/<campaign>/operators.ipynb",
             console="logs/notebooks/<campaign>/operators.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -282,6 +290,7 @@ if STUDY.predicts:
         log:
             notebook="logs/notebooks/<campaign>/prediction.ipynb",
             console="logs/notebooks/<campaign>/prediction.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -326,6 +335,7 @@ if STUDY.saves:
         log:
             notebook="logs/notebooks/<campaign>/interventions.ipynb",
             console="logs/notebooks/<campaign>/interventions.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
         params:
@@ -361,6 +371,7 @@ rule theory:
     log:
         notebook="logs/notebooks/<campaign>/theory.ipynb",
         console="logs/notebooks/<campaign>/theory.log",
+    retries: NOTEBOOK_RETRIES
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -398,6 +409,7 @@ if STUDY.is_published:
             console="logs/notebooks/<campaign>/published.log",
         conda:
             "../../envs/analysis.yaml"
+        retries: NOTEBOOK_RETRIES
         params:
             campaign=STUDY.campaign,
             files=lambda wildcards, input: " ".join(

@@ -51,6 +51,7 @@ rule models_beside:
         console="logs/notebooks/{beside}/models.log",
     wildcard_constraints:
         beside="|".join(BESIDE) or "(?!)",
+    retries: NOTEBOOK_RETRIES
     conda:
         "../../envs/analysis.yaml"
     params:
