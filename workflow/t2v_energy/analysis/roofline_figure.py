@@ -44,7 +44,7 @@ def figure_roofline(rates: pd.DataFrame, table: pd.DataFrame, limits: Accelerato
     """
     style.apply()
     figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 3.8))
-    outer: Any = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), hspace=0.36, wspace=0.42)
+    outer: Any = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), hspace=0.55, wspace=0.42)
     roof = figure.add_subplot(outer[:, 0])
     _roof(roof, rates, limits)
     roof.set_title(f"a  single operators, {limits.title}", loc="left", fontweight="bold")
