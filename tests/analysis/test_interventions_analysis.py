@@ -150,6 +150,29 @@ class TestRatios:
         assert (ratio.value, ratio.interval_of) == (pytest.approx(0.8), "")
         assert np.isnan(ratio.ci95)
 
+    def test_but_that_of_generations_that_were_repeated_is_taken_for_it(self) -> None:
+        own, baseline = planted([8.0]), planted([10.0])
+        ratio = interventions.paired_ratio(own, baseline, "latency_s", interventions.Scatter(0.002, 12))
+        assert ratio.interval_of == "pooled"
+        assert ratio.ci95 == pytest.approx(0.8 * 2.1788 * 0.002 * sqrt(2), rel=1e-4)
+        unknown = interventions.paired_ratio(own, baseline, "latency_s", interventions.Scatter(np.nan, 0))
+        assert unknown.interval_of == ""
+
+    def test_the_scatter_is_pooled_over_what_was_repeated_on_one_board(self) -> None:
+        table = pd.DataFrame(
+            {
+                "latency_s": [10.0, 20.0, 5.0, 7.0, 9.0],
+                "latency_s_std": [0.1, 0.1, np.nan, 3.0, 3.0],
+                "latency_s_n": [3, 2, 1, 4, 4],
+                "gpus": [1, 1, 1, 2, 1],
+                "status": ["ok", "ok", "ok", "ok", "out_of_memory"],
+            }
+        )
+        found = interventions.scatter(table, "latency_s")
+        assert found.degrees == 3
+        assert found.relative == pytest.approx(sqrt((2 * 0.01**2 + 1 * 0.005**2) / 3))
+        assert interventions.scatter(table.iloc[2:4], "latency_s").degrees == 0
+
     def test_only_shared_passes_are_compared(self) -> None:
         """The baseline comes once more at the end: its third pass has no counterpart."""
         ratio = interventions.paired_ratio(planted([8.0, 8.0]), planted([10.0, 10.0, 20.0]), "latency_s")
@@ -184,6 +207,7 @@ def planted(means: Sequence[float], column: str = "latency_s", boards: Sequence[
             "gpu_uuids": ";".join(boards) or np.nan,
             column: float(np.mean(means)),
             f"{column}_ci95": np.nan,
+            f"{column}_n": len(means),
             f"{column}_pass_means": ";".join(map(str, means)),
             "records": ";".join(f"h200/x__full_r{index}.json" for index in range(1, len(means) + 1)),
         }

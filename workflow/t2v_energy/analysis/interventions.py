@@ -9,7 +9,9 @@ with / without.
 
 Its 95 % interval (:func:`paired_ratio`) is of the passes' ratios from three passes on (Student's t over their
 logarithms); with fewer, of repetition within the passes (the two rows' relative intervals in quadrature); two
-passes of one generation each have the t-interval over two.  ``interval_of`` says which.
+passes of one generation each have the t-interval over two.  Whole schedules are run once: a single generation
+is taken to scatter as those of its experiment do that were repeated (:func:`scatter`).  ``interval_of`` says
+which.
 
 Predictions are those that were committed before measuring (:mod:`t2v_energy.prediction.registered`); without
 any, they are computed from the calibration of :func:`t2v_energy.prediction.savings.savings_basis`.
@@ -91,6 +93,7 @@ class Entry:
         configuration: what was asked for.
         baseline_steps: the baseline's.
         interventions: entries of the catalogue, in their order.
+        scatters: of the experiment's generations, by quantity.
     """
 
     row: pd.Series
@@ -98,6 +101,7 @@ class Entry:
     configuration: Configuration
     baseline_steps: int
     interventions: tuple[Named, ...]
+    scatters: Mapping[str, Scatter]
 
     @property
     def name(self) -> str:
@@ -143,8 +147,9 @@ def read_entries(root: Path, rows: pd.DataFrame) -> list[Entry]:
     found = []
     for _, of_experiment in known.groupby("experiment", sort=False):
         configurations = {index: _configuration(root, row) for index, row in of_experiment.iterrows()}
+        scatters = {quantity: scatter(of_experiment, quantity) for quantity in QUANTITIES}
         for index, row in of_experiment.iterrows():
-            entry = _entry(root, of_experiment, configurations, index, row)
+            entry = _entry(root, of_experiment, configurations, index, row, scatters)
             if entry:
                 found.append(entry)
     return found
@@ -169,7 +174,12 @@ def _names(row: pd.Series) -> list[str]:
 
 
 def _entry(
-    root: Path, rows: pd.DataFrame, configurations: Mapping[Any, Configuration], index: Any, row: pd.Series
+    root: Path,
+    rows: pd.DataFrame,
+    configurations: Mapping[Any, Configuration],
+    index: Any,
+    row: pd.Series,
+    scatters: Mapping[str, Scatter],
 ) -> Entry | None:
     """None of a baseline."""
     configuration = configurations[index]
@@ -191,6 +201,7 @@ def _entry(
         configuration,
         own if steps is None else steps,
         tuple(entries),
+        scatters,
     )
 
 
@@ -205,7 +216,7 @@ class Ratio:
         value: geometric mean over the passes.
         ci95: half-width of its 95 % interval; NaN where it cannot be told.
         passes: how many passes both have.
-        interval_of: ``passes``, ``repetition``, or empty.
+        interval_of: ``passes``, ``repetition``, ``pooled``, or empty.
     """
 
     value: float
@@ -214,10 +225,35 @@ class Ratio:
     interval_of: str
 
 
-def paired_ratio(row: pd.Series, baseline: pd.Series, quantity: str) -> Ratio:
+@dataclass(frozen=True)
+class Scatter:
+    """Relative standard deviation of single generations, and its degrees of freedom (0: not known)."""
+
+    relative: float
+    degrees: int
+
+
+def scatter(rows: pd.DataFrame, quantity: str) -> Scatter:
+    """Pooled over what was repeated on one board: √(Σ (nᵢ − 1)(sᵢ / xᵢ)² / Σ (nᵢ − 1)).
+
+    Args:
+        rows: rows of configurations.csv, of one experiment.
+    """
+    repeated = rows[(rows[f"{quantity}_n"] > 1) & (rows["gpus"] <= 1) & (rows["status"] == "ok")]
+    degrees = (repeated[f"{quantity}_n"] - 1).to_numpy(dtype=float)
+    if not degrees.sum():
+        return Scatter(nan, 0)
+    relative = (repeated[f"{quantity}_std"] / repeated[quantity]).to_numpy(dtype=float)
+    return Scatter(sqrt(float(degrees @ relative**2 / degrees.sum())), int(degrees.sum()))
+
+
+def paired_ratio(
+    row: pd.Series, baseline: pd.Series, quantity: str, repeated: Scatter | None = None
+) -> Ratio:
     """Ratio of two rows of configurations.csv, pass by pass; see the module's description.
 
-    Where no pass has both, it is the ratio of the rows' means, without an interval.
+    Where no pass has both, it is the ratio of the rows' means, without an interval.  ``repeated``: how
+    generations of the same experiment scatter, for those that ran once.
     """
     own, other = (_by_pass(r, quantity) for r in (row, baseline))
     shared = comparable_passes(row, baseline, own.keys() & other.keys())
@@ -229,7 +265,12 @@ def paired_ratio(row: pd.Series, baseline: pd.Series, quantity: str) -> Ratio:
     if len(shared) < MIN_PASSES_AS_UNITS and isfinite(relative):
         return Ratio(ratio, ratio * relative, len(shared), "repetition")
     if len(shared) < 2:
-        return Ratio(ratio, nan, 1, "")
+        if not repeated or not repeated.degrees:
+            return Ratio(ratio, nan, 1, "")
+        quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, repeated.degrees))
+        counts = (float(r[f"{quantity}_n"]) for r in (row, baseline))
+        half = quantile * repeated.relative * hypot(*(1 / sqrt(count) for count in counts))
+        return Ratio(ratio, ratio * half, 1, "pooled")
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(shared) - 1))
     half = quantile * float(logs.std(ddof=1)) / sqrt(len(shared))
     return Ratio(ratio, ratio * half, len(shared), "passes")
@@ -369,7 +410,10 @@ def _row(entry: Entry, predicted: Predicted) -> dict[str, Any]:
 
 def _measured(entry: Entry, baseline: pd.Series, saving: Saving | None) -> dict[str, Any]:
     row = entry.row
-    ratios = {name: paired_ratio(row, baseline, quantity) for quantity, name in QUANTITIES.items()}
+    ratios = {
+        name: paired_ratio(row, baseline, quantity, entry.scatters[quantity])
+        for quantity, name in QUANTITIES.items()
+    }
     found: dict[str, Any] = {
         "baseline_protocol": baseline["protocol"],
         "baseline_kernel": baseline["attention_kernel"],
