@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import linregress
+from scipy.stats import chi2
 from scipy.stats import t as student_t
 
 from t2v_energy.analysis.numbers import Number, Source, decimals
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.composition import CONFIDENCE, estimate
+from t2v_energy.measurement.composition import CONFIDENCE
 from t2v_energy.work import true_work
 
 Array = NDArray[np.float64]
@@ -27,8 +27,9 @@ QUANTITIES: Mapping[str, str] = {"latency_s": "latency", "gpu_energy_Wh": "gpu_e
 """Columns of configurations.csv, and what their numbers are called."""
 SETTING = ("model", "height", "width", "num_frames", "num_inference_steps", "protocol", "intervention")
 COLUMNS = (
-    "configuration", "model", "quantity", "prompts", "tokens_least", "tokens_most", "padded_tokens", "mean",
-    "mean_ci95", "std", "cv_percent", "range_percent", "repeat_std_percent", "repeat_n", "repeat_of",
+    "configuration", "model", "quantity", "prompts", "left_out", "boards", "tokens_least", "tokens_most",
+    "padded_tokens", "mean", "mean_ci95", "std", "cv_percent", "cv_ci95_low", "cv_ci95_high", "range_percent",
+    "raw_cv_percent", "board_range_percent", "repeat_std_percent", "repeat_n", "repeat_of",
     "slope_percent_per_token", "slope_ci95_low", "slope_ci95_high", "work_percent_per_token", "kind",
 )  # fmt: skip
 
@@ -38,22 +39,40 @@ def prompts_table(
 ) -> pd.DataFrame:
     """``prompts.csv``: one row a configuration of experiment ``prompts`` and quantity of a whole video.
 
-    ``mean``, ``std`` and the interval are over prompts, one value each.  ``repeat_std_percent`` is how far
-    such a value scatters when the same prompt is measured again: the standard deviation within prompts,
-    pooled over those that have several generations, over the root of how many those are; where none has,
-    that of the same setting's generations in experiment ``cross-model``.  ``slope_percent_per_token`` is that
-    of the line of least squares against the prompt's tokens, in percent of the mean, with Student's interval
-    (95 %); ``work_percent_per_token`` is what true work adds from the shortest to the longest prompt.
+    There is one value a prompt.  Prompts are compared where their generations ran the same denoising steps:
+    a total is composed of the steps that were run, and these are not alike, so that another number of them
+    gives another total for any prompt.  Those that ran another number than most (of equally many, than the
+    more steps) are in no column but ``left_out``, by name.
+
+    Boards differ by more than prompts, so ``std``, its interval (chi-squared, in ``cv_ci95_low`` and
+    ``_high``), ``mean_ci95`` (Student), ``range_percent`` and the slope are within boards: each value less
+    the mean of its board, with n − boards degrees of freedom.  A board with one prompt thus contributes
+    nothing to them.  Passes of one prompt on several boards count as a board of their own, and prompts
+    without a known board as on one.  ``raw_cv_percent`` takes all boards as one, and ``board_range_percent``
+    is by how much their means differ, of the mean.
+
+    ``repeat_std_percent`` is how far a value scatters when the same prompt is measured again: the standard
+    deviation within prompts, pooled over those that have several generations, over the root of how many those
+    are; where none has, that of the same setting's generations in experiment ``cross-model``.
+    ``slope_percent_per_token`` is that of the line of least squares against the prompt's tokens with an
+    intercept for each board, in percent of the mean, with Student's interval (95 %, n − boards − 1 degrees of
+    freedom); ``work_percent_per_token`` is what true work adds from the shortest to the longest prompt.
 
     Args:
         configurations: configurations.csv (:func:`~t2v_energy.analysis.stages.read_configurations`).
-        records: the experiment's raw records as plain JSON: prompts' lengths are in them alone.
+        records: the experiment's raw records as plain JSON: prompts' lengths and the numbers of steps that
+            were run are in them alone.
         root: with the model files.
 
     Raises:
         UserError: a row without a record.
     """
-    prompts = {str(record["configuration_id"]): record["prompt"] for record in records}
+    prompts: dict[str, Mapping[str, Any]] = {}
+    steps: dict[str, set[int]] = {}
+    for record in records:
+        key = str(record["configuration_id"])
+        prompts[key] = record["prompt"]
+        steps.setdefault(key, set()).update(_steps_run(record))
     ok = configurations[configurations["status"] == "ok"]
     ours = ok[ok["experiment"] == EXPERIMENT].copy()
     unknown = sorted(set(ours["configuration_id"]) - set(prompts))
@@ -63,38 +82,107 @@ def prompts_table(
             where=f"experiment {EXPERIMENT}",
             remedy="restore the experiment's records, or aggregate them again",
         )
-    for name in ("tokens", "padded_tokens"):
-        ours[name] = [prompts[key][name] for key in ours["configuration_id"]]
+    for name in ("id", "tokens", "padded_tokens"):
+        ours[f"prompt_{name}"] = [prompts[key][name] for key in ours["configuration_id"]]
+    ours["steps_run"] = [tuple(sorted(steps[key])) for key in ours["configuration_id"]]
+    ours["board"] = [_board(cell) for cell in ours["gpu_uuids"]]
     table = []
     for _, rows in ours.groupby(list(SETTING), sort=True):
         same = (ok[list(SETTING)] == rows[list(SETTING)].iloc[0]).all(axis=1)
         repeats = ok[same & (ok["experiment"] == REPEATED)]
+        counts = rows["steps_run"].value_counts()
+        alike = rows["steps_run"] == max(counts.index, key=lambda run: (counts[run], run))
+        left_out = ";".join(sorted(rows.loc[~alike, "prompt_id"].astype(str)))
+        rows = rows[alike]
         work = _work_percent_per_token(rows, root)
         table += [
-            _row(rows, repeats, quantity, work) for quantity in QUANTITIES if rows[quantity].notna().all()
+            _row(rows, repeats, quantity, work) | {"left_out": left_out}
+            for quantity in QUANTITIES
+            if rows[quantity].notna().all()
         ]
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 
+def _steps_run(record: Mapping[str, Any]) -> set[int]:
+    """Numbers of denoising steps that the record's generations ran."""
+    windows = record["windows"]
+    return {
+        int(steps)
+        for kind, steps in zip(windows["kind"], windows["steps"], strict=True)
+        if kind == "generation"
+    }
+
+
+def _board(uuids: object) -> str:
+    """The board or boards of a row's passes; empty where none is known."""
+    return "" if pd.isna(uuids) else ";".join(sorted(set(str(uuids).split(";"))))  # type: ignore[call-overload]
+
+
 def _row(rows: pd.DataFrame, repeats: pd.DataFrame, quantity: str, work: float) -> dict[str, object]:
-    values, tokens = rows[quantity].to_numpy(float), rows["tokens"].to_numpy(float)
-    found, percent = estimate(values), 100 / values.mean()
+    """All columns but ``left_out``."""
+    values, tokens = rows[quantity], rows["prompt_tokens"]
+    mean, boards, board_means = float(values.mean()), rows["board"], values.groupby(rows["board"]).mean()
+    found, percent = _within(values, boards), 100 / mean
+    slope, half = _slope(tokens, percent * values, boards)
     scatter = _repeats(rows, repeats, quantity)
-    slope, half = _slope(tokens, percent * values)
     first = rows.iloc[0]
     size = f"{first['height']}x{first['width']}_{first['num_frames']}f_{first['num_inference_steps']}s"
-    return dict(
-        zip(
-            COLUMNS,
-            (
-                f"{first['model']}_{size}", first["model"], quantity, len(rows), int(tokens.min()),
-                int(tokens.max()), int(first["padded_tokens"]), found.mean, found.ci95, found.std,
-                percent * found.std, percent * float(np.ptp(values)), scatter.percent, scatter.n, scatter.of,
-                slope, slope - half, slope + half, work, "measured",
-            ),
-            strict=True,
-        )
-    )  # fmt: skip
+    return {
+        "configuration": f"{first['model']}_{size}",
+        "model": first["model"],
+        "quantity": quantity,
+        "prompts": len(rows),
+        "boards": boards.nunique(),
+        "tokens_least": int(tokens.min()),
+        "tokens_most": int(tokens.max()),
+        "padded_tokens": int(first["prompt_padded_tokens"]),
+        "mean": mean,
+        "mean_ci95": found.mean_ci95,
+        "std": found.std,
+        "cv_percent": percent * found.std,
+        "cv_ci95_low": percent * found.std_low,
+        "cv_ci95_high": percent * found.std_high,
+        "range_percent": percent * found.range,
+        "raw_cv_percent": percent * float(values.std(ddof=1)),
+        "board_range_percent": percent * float(np.ptp(board_means)) if len(board_means) > 1 else nan,
+        "repeat_std_percent": scatter.percent,
+        "repeat_n": scatter.n,
+        "repeat_of": scatter.of,
+        "slope_percent_per_token": slope,
+        "slope_ci95_low": slope - half,
+        "slope_ci95_high": slope + half,
+        "work_percent_per_token": work,
+        "kind": "measured",
+    }
+
+
+class _Within(NamedTuple):
+    """Spread within boards, in the values' unit: standard deviation and its 95 % interval, half of the
+    mean's interval, and largest less least."""
+
+    std: float
+    std_low: float
+    std_high: float
+    mean_ci95: float
+    range: float
+
+
+def _centred(values: pd.Series, boards: pd.Series) -> Array:
+    """Each value less the mean of its board."""
+    return (values - values.groupby(boards).transform("mean")).to_numpy(float)
+
+
+def _within(values: pd.Series, boards: pd.Series) -> _Within:
+    """Spread of the values about their boards' means; NaN where no board has two."""
+    n, freedom = len(values), len(values) - boards.nunique()
+    if freedom < 1:
+        return _Within(nan, nan, nan, nan, nan)
+    centred = _centred(values, boards)
+    squares = float((centred**2).sum())
+    std, tail = sqrt(squares / freedom), (1 - CONFIDENCE) / 2
+    low, high = (sqrt(squares / float(chi2.ppf(end, freedom))) for end in (1 - tail, tail))
+    mean_ci95 = float(student_t.ppf(1 - tail, freedom)) * std / sqrt(n)
+    return _Within(std, low, high, mean_ci95, float(np.ptp(centred)))
 
 
 class _Scatter(NamedTuple):
@@ -117,18 +205,23 @@ def _repeats(rows: pd.DataFrame, repeats: pd.DataFrame, quantity: str) -> _Scatt
     return _Scatter(nan, 0, "")
 
 
-def _slope(tokens: Array, percent: Array) -> tuple[float, float]:
-    """Slope (% a token) and the half-width of its interval; NaN without two lengths, or three prompts."""
-    if len(np.unique(tokens)) < 2 or len(tokens) < 3:
+def _slope(tokens: pd.Series, percent: pd.Series, boards: pd.Series) -> tuple[float, float]:
+    """Slope within boards (% a token) and the half-width of its interval.
+
+    NaN where no board has two lengths, or nothing is left to tell the line's error by.
+    """
+    x, y = _centred(tokens, boards), _centred(percent, boards)
+    squares, freedom = float((x**2).sum()), len(x) - boards.nunique() - 1
+    if squares == 0 or freedom < 1:
         return nan, nan
-    line = linregress(tokens, percent)
-    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(tokens) - 2))
-    return float(line.slope), quantile * float(line.stderr)
+    slope = float((x * y).sum()) / squares
+    error = sqrt(float(((y - slope * x) ** 2).sum()) / freedom / squares)
+    return slope, float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
 
 
 def _work_percent_per_token(rows: pd.DataFrame, root: Path) -> float:
     """By how much the true work of the longest prompt exceeds the shortest one's (% a token, modelled)."""
-    first, lengths = rows.iloc[0], (int(rows["tokens"].min()), int(rows["tokens"].max()))
+    first, lengths = rows.iloc[0], (int(rows["prompt_tokens"].min()), int(rows["prompt_tokens"].max()))
     model = load_model(root, str(first["model"]))
     if lengths[0] == lengths[1] or model.architecture == "other":
         return nan
@@ -143,14 +236,17 @@ def prompts_numbers(table: pd.DataFrame, file: str) -> dict[str, Number]:
     for _, row in table.iterrows():
         prefix, name = f"models.prompts.{row['model']}", QUANTITIES[str(row["quantity"])]
         where = f"{row['configuration']} {row['quantity']}"
-        for key in ("prompts", "tokens_least", "tokens_most", "padded_tokens"):
+        for key in ("prompts", "boards", "tokens_least", "tokens_most", "padded_tokens"):
             numbers[f"{prefix}.{key}"] = Number(int(row[key]), "", "constant", Source(file, where, key))
-        for key in ("cv_percent", "repeat_std_percent", "range_percent"):
-            value = float(row[key])
+        left_out = len(str(row["left_out"]).split(";")) if row["left_out"] else 0
+        numbers[f"{prefix}.left_out"] = Number(left_out, "", "constant", Source(file, where, "left_out"))
+        for key in ("cv", "raw_cv", "repeat_std", "range", "board_range"):
+            value = float(row[f"{key}_percent"])
             if isfinite(value):
-                short = key.removesuffix("_percent")
-                numbers[f"{prefix}.{name}_{short}"] = Number(
-                    value, "%", "measured", Source(file, where, key), digits=decimals(value, 2)
+                source = Source(file, where, f"{key}_percent")
+                ends = (float(row["cv_ci95_low"]), float(row["cv_ci95_high"])) if key == "cv" else None
+                numbers[f"{prefix}.{name}_{key}"] = Number(
+                    value, "%", "measured", source, ends, decimals(value, 2)
                 )
         numbers |= _slope_numbers(row, f"{prefix}.{name}", Source(file, where, "slope_percent_per_token"))
     return numbers
