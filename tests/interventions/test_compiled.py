@@ -15,8 +15,11 @@ import pytest
 import tiny
 from generations import attributes, frames, in_force, largest_difference, target, work_of
 from t2v_energy.errors import UserError
+from t2v_energy.interventions.base import Intervention
 from t2v_energy.interventions.compiled import BYTES, PASSES, Compile, fused_bytes
 from t2v_energy.interventions.fused_qkv import FusedQkv
+from t2v_energy.interventions.layerwise_casting import LayerwiseCasting
+from t2v_energy.interventions.pyramid_attention_broadcast import PyramidAttentionBroadcast
 from t2v_energy.interventions.quantised import Int8
 from t2v_energy.interventions.token_alignment import TokenAlignment
 from t2v_energy.interventions.vae_bfloat16 import VaeBfloat16
@@ -116,6 +119,24 @@ def test_a_stack_of_everything() -> None:
         found.check()
         assert found.evidence()["compile"]["compiled_graphs"] >= 1
     assert NOISE < largest_difference(before, during) < 0.1
+    assert largest_difference(before, frames(subject)) == 0
+
+
+@pytest.mark.parametrize(
+    "other", [LayerwiseCasting(), PyramidAttentionBroadcast(timesteps=(0, 1000))], ids=lambda i: i.kind
+)
+def test_what_it_may_not_come_before(other: Intervention) -> None:
+    """After it, it works; before it, Dynamo would raise in the first call."""
+    subject = target()
+    with (
+        pytest.raises(UserError, match=f"{other.kind} cannot come after compile"),
+        in_force(subject, Compile(), other),
+    ):
+        raise AssertionError("the body must not run")
+    before = frames(subject)
+    with in_force(subject, other, Compile()) as found:
+        frames(subject)
+        found.check()
     assert largest_difference(before, frames(subject)) == 0
 
 

@@ -12,8 +12,9 @@ import pytest
 import tiny
 from generations import folder_with
 from t2v_energy import interventions
+from t2v_energy.config import configurations, load_campaign
 from t2v_energy.errors import UserError
-from t2v_energy.interventions import applied, catalogue, check_fits, named
+from t2v_energy.interventions import InterventionError, applied, catalogue, check_fits, check_stack, named
 from t2v_energy.interventions.base import Change, Effect, Intervention, Target, Work, WorkClass
 
 NEVER = SimpleNamespace()  # a pipeline that nothing may touch
@@ -24,6 +25,7 @@ class Noted(Intervention):
     """Writes down when it is applied and undone; ``marks`` are its evidence."""
 
     kind: ClassVar[str] = "noted"
+    once: ClassVar[bool] = False
     text: str = "it"
     marks: float = 1.0
 
@@ -93,14 +95,14 @@ class TestApplied:
             raise AssertionError("the body must not run")
         assert LOG == ["one on unfit", "one off"]
 
-    def test_twice_is_refused_and_the_first_is_undone(self, root: Path) -> None:
+    def test_twice_is_refused_before_any_is_applied(self, root: Path) -> None:
         with (
             pytest.raises(UserError, match="one is listed twice") as caught,
             applied(named(root, ("one", "one"), "x"), target()),
         ):
             raise AssertionError("the body must not run")
         assert caught.value.remedy == "list it once"
-        assert LOG == ["one on pipeline", "one off"]
+        assert LOG == []
 
     def test_none_changes_nothing(self, root: Path) -> None:
         with applied([], target(NEVER)) as found:
@@ -174,6 +176,96 @@ class TestCheckFits:
         with pytest.raises(UserError, match="step-wise depends on the denoising step") as caught:
             check_fits(root, tiny.model(), square, "sampled", "x")
         assert "protocol: full" in caught.value.remedy
+
+
+KV = "tome-3d-kv-r50-s2x3x3-all"
+HIDDEN = "tome-3d-r50-s2x3x3-all"
+ORDER = [
+    ("layerwise-casting", "fused-qkv"),
+    ("fp8", "fused-qkv"),
+    ("int8", "fused-qkv"),
+    (HIDDEN, "fused-qkv"),
+    (KV, "fused-qkv"),
+    ("compile", "layerwise-casting"),
+    ("compile-autotuned", "layerwise-casting"),
+    ("compile", "pab-2"),
+    ("compile", HIDDEN),
+]
+"""The second cannot come after the first."""
+APART = [
+    ("taylorseer-2", "magcache-0.12-k2"),
+    ("layerwise-casting", "fp8"),
+    ("layerwise-casting", "int8"),
+]
+"""Refused in either order."""
+ONE_KIND = [
+    ("compile", "compile-autotuned"),
+    ("magcache-0.06-k2", "magcache-0.12-k4"),
+    ("taylorseer-2", "taylorseer-3"),
+    ("pab-2", "pab-2-middle"),
+    ("cfg-truncation-0.5", "cfg-truncation-0.8"),
+    (HIDDEN, "tome-3d-r30-s2x3x3-all"),
+]
+
+
+class TestStacks:
+    """Of the shipped entries; no pipeline and no torch is needed."""
+
+    def refused(self, *names: str) -> UserError:
+        with pytest.raises(UserError) as caught:
+            check_stack(named(tiny.ROOT, names, "x"), "the place")
+        assert caught.value.where == "the place"
+        assert all(name in caught.value.what for name in (names[0], names[-1]))
+        return caught.value
+
+    @pytest.mark.parametrize("pair", ORDER, ids="-".join)
+    def test_a_wrong_order(self, pair: tuple[str, str]) -> None:
+        first, second = pair
+        error = self.refused(first, "vae-channels-last", second)
+        assert f"{second} cannot come after {first}: " in error.what
+        assert error.remedy == f"list {second} before {first}, or leave one of them out"
+        check_stack(named(tiny.ROOT, (second, "vae-channels-last", first), "x"), "the place")
+
+    @pytest.mark.parametrize("pair", APART, ids="-".join)
+    def test_two_that_do_not_go_together(self, pair: tuple[str, str]) -> None:
+        for names in (pair, pair[::-1]):
+            error = self.refused(*names)
+            assert "do not go together: " in error.what
+            assert error.remedy == "leave one of them out"
+
+    @pytest.mark.parametrize("pair", ONE_KIND, ids="-".join)
+    def test_two_of_one_kind(self, pair: tuple[str, str]) -> None:
+        for names in (pair, pair[::-1]):
+            assert "which is applied once" in self.refused(*names).what
+
+    @pytest.mark.parametrize("name", catalogue(tiny.ROOT))
+    def test_the_same_entry_twice(self, name: str) -> None:
+        assert self.refused(name, name).what == f"{name} is listed twice"
+
+    def test_every_kind_that_a_class_names_is_one(self) -> None:
+        for kind in interventions.KINDS:
+            found = interventions.class_of(kind)
+            assert {*found.not_after, *found.not_with} <= set(interventions.KINDS)
+
+    def test_when_the_plan_is_made(self, tmp_path: Path) -> None:
+        root = tiny.make_root(
+            tmp_path, experiments=tiny.resolution(fixed={
+                "num_frames": 5, "num_inference_steps": 2, "interventions": ["compile", "layerwise-casting"]
+            })
+        )  # fmt: skip
+        settings = tiny.settings(root)
+        with pytest.raises(UserError, match="layerwise-casting cannot come after compile") as caught:
+            configurations(root, settings, load_campaign(root, "tiny"), "resolution")
+        assert "config/campaigns/tiny.yaml" in caught.value.where
+
+    def test_when_they_are_applied(self) -> None:
+        """Before the pipeline is touched: here there is none."""
+        entries = named(tiny.ROOT, ("compile", "layerwise-casting"), "x")
+        with (
+            pytest.raises(InterventionError, match="layerwise-casting cannot come after compile"),
+            applied(entries, target(NEVER)),
+        ):
+            raise AssertionError("the body must not run")
 
 
 class TestEffect:

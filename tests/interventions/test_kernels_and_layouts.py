@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
-from generations import attributes, in_force, largest_difference, target, with_and_after, work_of
+from generations import attributes, frames, in_force, largest_difference, target, with_and_after, work_of
 from t2v_energy.errors import UserError
 from t2v_energy.interventions.base import Intervention, Target
 from t2v_energy.interventions.compiled import fused_bytes
@@ -144,6 +144,19 @@ class TestFusedQkv:
         with in_force(subject, FusedQkv()) as found:
             with_and_after(subject, VaeBfloat16())
             assert found.evidence() == {"fused-qkv": {"fused_products_in_first_call": products}}
+
+    @pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox"])
+    def test_before_layerwise_casting_both_do_something(self, key: str) -> None:
+        """The other order is refused: joined weights cannot be made of stored ones."""
+        subject = target(key)
+        before, during, after = with_and_after(subject, FusedQkv(), LayerwiseCasting())
+        assert largest_difference(before, after) == 0 < largest_difference(before, during)
+        with (
+            pytest.raises(UserError, match="fused-qkv cannot come after layerwise-casting"),
+            in_force(subject, LayerwiseCasting(), FusedQkv()),
+        ):
+            raise AssertionError("the body must not run")
+        assert largest_difference(before, frames(subject)) == 0
 
     def test_refusals(self) -> None:
         subject = target("tiny-mochi")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -31,10 +32,13 @@ from t2v_energy.prediction.features import Features, Point, _row, executed, feat
 from t2v_energy.prediction.forward import powers, times
 from t2v_energy.prediction.mapfit import student90
 from t2v_energy.prediction.presumed import load_presumed
-from t2v_energy.work import true_work
+from t2v_energy.work import animatediff, true_work
 
 ROOT = tiny.ROOT
 WAN = "wan2.1-t2v-1.3b"
+MODELS = tuple(
+    sorted(p.stem for p in (ROOT / "config" / "models").glob("*.yaml") if not p.stem.startswith("tiny-"))
+)
 SIZES = [(256, 256), (320, 576), (480, 832), (720, 1280), (864, 1536)]
 POINTS = (
     [Point(WAN, h, w, 81, 50) for h, w in SIZES]
@@ -97,6 +101,35 @@ class TestFeatures:
             want = _row(load_model(ROOT, key), size, 9)
             got = np.array([getattr(found, f.name)[0] for f in fields(Features)])
             assert got == pytest.approx(want, rel=1e-6)
+
+    @pytest.mark.parametrize("key", ["animatediff-lightning", "tiny-animatediff"])
+    def test_a_u_nets_levels_add_up(self, key: str) -> None:
+        """Sides that halve evenly and that do not, from a latent pixel to 4K, one frame and more."""
+        sizes = [(8, 8, 1), (512, 512, 16), (8, 1000, 7), (520, 776, 32), (1088, 1928, 16), (2160, 3840, 5)]
+        found = features(ROOT, [Point(key, *size, 9) for size in sizes])
+        got = np.array([getattr(found, f.name) for f in fields(Features)]).T
+        want = [_row(load_model(ROOT, key), size, 9) for size in sizes]
+        assert got == pytest.approx(np.array(want), rel=1e-12)
+
+    @pytest.mark.parametrize("size", [(1, 1, 1), (16, 64, 64), (32, 33, 95), (129, 40, 71)])
+    def test_a_u_nets_attention_is_filled_up_to_tiles(self, size: tuple[int, int, int]) -> None:
+        """Block after block: heads to 64 values, lengths to 128 tokens, text's 77 too."""
+        config = load_model(ROOT, "animatediff-lightning").components["unet"].config
+        frames, rows, columns = size
+
+        def filled(count: int, tile: int) -> int:
+            return math.ceil(count / tile) * tile
+
+        expected = 0
+        for block in animatediff.blocks(config):
+            pixels = math.ceil(rows / 2**block.level) * math.ceil(columns / 2**block.level)
+            width = 8 * filled(block.outputs // 8, 64)
+            if block.attends:
+                queries = filled(pixels, 128)
+                expected += frames * 4 * queries * (queries + 128) * width
+            if block.moves:
+                expected += pixels * 2 * 4 * filled(frames, 128) ** 2 * width
+        assert animatediff.executed_attention_flop(config, *size, 77) == expected
 
     @pytest.mark.parametrize(("asked", "run"), [(84, 85), (81, 81), (82, 81), (1, 1)])
     def test_frames_are_rounded_as_wan_does(self, asked: int, run: int) -> None:
@@ -188,11 +221,18 @@ class TestPredictions:
         width = [p.latency_s_high[0] / p.latency_s[0] for p in (inside, outside, other)]
         assert width[0] < width[1] < width[2]
 
-    @pytest.mark.parametrize("key", [WAN, "cogvideox-5b", "mochi-1-preview", "ltx-video-0.9.7-dev"])
-    def test_ten_thousand_in_two_seconds(self, key: str) -> None:
-        rng, multiple = np.random.default_rng(0), load_model(ROOT, key).limits.size_multiple
-        sides, frames = multiple * rng.integers(10, 100, (10_000, 2)), rng.integers(5, 120, 10_000)
-        points = [Point(key, int(h), int(w), int(f), 50) for (h, w), f in zip(sides, frames, strict=True)]
+    @pytest.mark.parametrize("keys", [*((key,) for key in MODELS), MODELS], ids=",".join)
+    def test_ten_thousand_in_two_seconds(self, keys: tuple[str, ...]) -> None:
+        """Of one model, and of all at random."""
+        rng, points = np.random.default_rng(0), []
+        for key in keys:
+            limits, count = load_model(ROOT, key).limits, -(-10_000 // len(keys))
+            sides = limits.size_multiple * rng.integers(10, 100, (count, 2))
+            frames = rng.integers(5, (limits.max_frames or 119) + 1, count)
+            points += [
+                Point(key, int(h), int(w), int(f), 50) for (h, w), f in zip(sides, frames, strict=True)
+            ]
+        points = [points[i] for i in rng.permutation(len(points))]
         calibration = fitted({})
         begun_s = time.process_time()
         predict_points(ROOT, calibration, points)

@@ -60,7 +60,10 @@ def root(tmp_path: Path) -> Path:
         "half-time": {"expected": {"rate": {"attention": 2.0}, "source": "a test"}},
         "cool": {"expected": {"power": {"attention": 0.9, "vae": 0.5}, "source": "a test"}},
     }
-    catalogue = {name: {"kind": "vae-tiling", **settings} for name, settings in entries.items()}
+    kinds = {"cool": "vae-channels-last"}  # a kind is listed once
+    catalogue = {
+        name: {"kind": kinds.get(name, "vae-tiling"), **settings} for name, settings in entries.items()
+    }
     path = root / "config" / "interventions.yaml"
     path.write_text(path.read_text() + yaml.safe_dump(catalogue), encoding="utf-8")
     vary: list[dict[str, Any]] = [

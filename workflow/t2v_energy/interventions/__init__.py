@@ -116,7 +116,9 @@ def named(root: Path, names: Sequence[str], where: str) -> list[Named]:
 
 def check_fits(root: Path, model: ModelFile, configuration: Configuration, protocol: str, where: str) -> None:
     """Raise :class:`UserError` unless all interventions are known, fit, and can be measured that way."""
-    for entry in named(root, configuration.interventions, where):
+    entries = named(root, configuration.interventions, where)
+    check_stack(entries, where)
+    for entry in entries:
         intervention = entry.intervention
         try:
             intervention.check(model, configuration)
@@ -128,6 +130,40 @@ def check_fits(root: Path, model: ModelFile, configuration: Configuration, proto
                 where=where,
                 remedy="set `protocol: full` for this entry",
             )
+
+
+def check_stack(entries: Sequence[Named], where: str) -> None:
+    """Raise :class:`UserError`, naming both, for entries that cannot be in force together in that order.
+
+    Every class says which kinds it does not go with (``once``, ``not_after``, ``not_with``).
+    """
+    for later, second in enumerate(entries):
+        for first in entries[:later]:
+            found = _conflict(first, second)
+            if found is not None:
+                raise UserError(found[0], where=where, remedy=found[1])
+
+
+def _conflict(first: Named, second: Named) -> tuple[str, str] | None:
+    """What is wrong with ``second`` after ``first``, and the remedy; None where nothing is."""
+    one, other = first.intervention, second.intervention
+    if first.name == second.name:
+        return f"{first.name} is listed twice", "list it once"
+    if one.kind == other.kind and other.once:
+        return (
+            f"{first.name} and {second.name} are both of the kind {one.kind}, which is applied once",
+            "leave one of them out",
+        )
+    why = other.not_with.get(one.kind) or one.not_with.get(other.kind)
+    if why:
+        return f"{first.name} and {second.name} do not go together: {why}", "leave one of them out"
+    why = other.not_after.get(one.kind)
+    if why:
+        return (
+            f"{second.name} cannot come after {first.name}: {why}",
+            f"list {second.name} before {first.name}, or leave one of them out",
+        )
+    return None
 
 
 class Applied:
@@ -159,21 +195,25 @@ def applied(entries: Sequence[Named], target: Target) -> Iterator[Applied]:
     """Apply interventions to a built pipeline in their order, and undo them in the reverse one at the end.
 
     Raises:
-        InterventionError: one of them does not fit the pipeline, or is listed twice.
+        InterventionError: one of them does not fit the pipeline, or another one (:func:`check_stack`).
     """
     changes: dict[str, Change] = {}
     with ExitStack() as undo:
+        try:
+            check_stack(entries, "interventions")
+        except UserError as error:
+            raise _own(error) from error
         for entry in entries:
-            if entry.name in changes:
-                raise InterventionError(
-                    f"{entry.name} is listed twice", where="interventions", remedy="list it once"
-                )
             try:
                 changes[entry.name] = entry.intervention.apply(target)
             except UserError as error:
-                raise InterventionError(error.what, where=error.where, remedy=error.remedy) from error
+                raise _own(error) from error
             undo.callback(changes[entry.name].undo)
         yield Applied(changes)
+
+
+def _own(error: UserError) -> InterventionError:
+    return InterventionError(error.what, where=error.where, remedy=error.remedy)
 
 
 def settings_of(intervention: Intervention) -> dict[str, Any]:

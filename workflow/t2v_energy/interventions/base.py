@@ -115,11 +115,19 @@ class Intervention(Strict):
     A subclass is one module. ``lossless``: the output differs by rounding at most. ``whole_schedule``: what
     it does depends on the denoising step, so that a cut generation says nothing of a whole one and protocol
     ``full`` is asked for.
+
+    What it cannot be stacked on is said by kind, each with the reason: ``not_after`` where it would have to
+    come first, ``not_with`` where either order fails (naming it in one of the two classes is enough).
+    ``once``: a second entry of its kind, whatever its settings, makes no sense.
+    :func:`t2v_energy.interventions.check_stack` refuses by these.
     """
 
     kind: ClassVar[str]
     lossless: ClassVar[bool] = False
     whole_schedule: ClassVar[bool] = False
+    once: ClassVar[bool] = True
+    not_after: ClassVar[Mapping[str, str]] = {}
+    not_with: ClassVar[Mapping[str, str]] = {}
 
     expected: Expected | None = Field(None, description="rates that no count of work gives")
     quality: Quality | None = Field(None, description="cited effect on the picture; null: we know none")

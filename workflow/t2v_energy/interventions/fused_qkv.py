@@ -6,8 +6,7 @@ same up to the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("wan", "cogvideox")
 """Whose attention processors take the fused weights; elsewhere diffusers has none, or raises."""
 FUSED = ("to_qkv", "to_kv", "to_added_kv")
+QUANTISED = "quantised weights cannot be joined"
 PRODUCTS = ("mm", "addmm", "_int_mm", "_scaled_mm")
 
 
@@ -26,6 +26,12 @@ class FusedQkv(Intervention):
 
     kind: ClassVar[str] = "fused-qkv"
     lossless: ClassVar[bool] = True
+    not_after: ClassVar[Mapping[str, str]] = {
+        "layerwise-casting": "it stores weights in eight bits, which cannot be joined",
+        "fp8": QUANTISED,
+        "int8": QUANTISED,
+        "token-merging": "on CogVideoX diffusers' fused processors would take the place of those that merge",
+    }
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
         if model.architecture not in ARCHITECTURES:
@@ -50,14 +56,13 @@ class FusedQkv(Intervention):
             raise self.refused("there are no projections left to fuse", "list it once")
         weights = (p for m in attentions for name, p in m.named_parameters() if name.startswith("to_"))
         if any(type(p.data) is not torch.Tensor for p in weights):
-            raise self.refused("quantised weights cannot be joined", "list it before what quantises them")
+            raise self.refused(QUANTISED, "list it before what quantises them")
         state = [(m, {k: v for k, v in vars(m).items() if k in _OWN}) for m in (denoiser, *attentions)]
         processors = [(m, m.processor) for m in attentions]
         with torch.no_grad():
             denoiser.fuse_qkv_projections()
         made = [getattr(m, name) for m in attentions for name in FUSED if _has_linear(m, name)]
-        pointers = cache(lambda: {pointer for layer in made for pointer in _pointers(layer.weight)})
-        probe = modules.FirstCall(denoiser, lambda name, args: _fused_product(name, args, pointers()))
+        probe = modules.FirstCall(denoiser, lambda name, args: _fused_product(name, args, made))
 
         def undo() -> None:
             probe.detach()
@@ -98,11 +103,15 @@ def _pointers(weight: Any) -> list[int]:
     return [getattr(weight, name).data_ptr() for name in weight.__tensor_flatten__()[0]]
 
 
-def _fused_product(name: str, args: tuple[Any, ...], pointers: set[int]) -> str | None:
-    """``fused`` for a product with one of the joined weights, by where they lie in memory."""
+def _fused_product(name: str, args: tuple[Any, ...], made: Sequence[Any]) -> str | None:
+    """``fused`` for a product with the weight of one of the layers ``made``, by where it lies in memory.
+
+    Looked up at each product: layerwise casting moves a layer's weight for the time of its call.
+    """
     import torch
 
     if name not in PRODUCTS:
         return None
+    pointers = {pointer for layer in made for pointer in _pointers(layer.weight)}
     found = any(isinstance(a, torch.Tensor) and a.data_ptr() in pointers for a in args)
     return "fused" if found else None

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
 
+QUANTISED = "quantised weights cannot be cast"
 CAST_BYTES = 2 * (1 + 2)
 """Each parameter, in each call: read one byte and write two, then read two and write one."""
 
@@ -19,6 +20,10 @@ class LayerwiseCasting(Intervention):
     """diffusers' layerwise casting of the denoiser, stored as float8_e4m3fn."""
 
     kind: ClassVar[str] = "layerwise-casting"
+    not_after: ClassVar[Mapping[str, str]] = {
+        "compile": "a compiled graph cannot hold the casts, which replace weights in every call"
+    }
+    not_with: ClassVar[Mapping[str, str]] = {"fp8": QUANTISED, "int8": QUANTISED}
 
     def apply(self, target: Target) -> Change:
         """Store the layers that diffusers' patterns do not leave out in float8.
@@ -36,7 +41,7 @@ class LayerwiseCasting(Intervention):
         if any(registry.hooks for registry in registries.values()):
             raise self.refused("diffusers has hooks on the denoiser already", "list it first, and once")
         if any(type(p.data) is not torch.Tensor for p in denoiser.parameters()):
-            raise self.refused("quantised weights cannot be cast", "leave out what quantises them")
+            raise self.refused(QUANTISED, "leave out what quantises them")
         forwards = [(module, vars(module).get("forward")) for module in everything]
         tensors = (*denoiser.parameters(), *denoiser.buffers())
         kept = modules.Kept([t for t in tensors if t.is_floating_point()])

@@ -39,6 +39,9 @@ class PyramidAttentionBroadcast(Intervention):
 
     kind: ClassVar[str] = "pyramid-attention-broadcast"
     whole_schedule: ClassVar[bool] = True
+    not_after: ClassVar[Mapping[str, str]] = {
+        "compile": "a block that is compiled as one graph cannot choose in Python what is replayed"
+    }
 
     self_range: int = Field(2, ge=1, description="self-attention runs once in so many steps; 1: at each")
     cross_range: int = Field(1, ge=1, description="the same of cross-attention")

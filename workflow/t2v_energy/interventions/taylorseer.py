@@ -35,6 +35,7 @@ class TaylorSeer(Intervention):
 
     kind: ClassVar[str] = "taylorseer"
     whole_schedule: ClassVar[bool] = True
+    not_with: ClassVar[Mapping[str, str]] = {"magcache": "both keep the residual of the block stack"}
 
     interval: int = Field(ge=2, description="one step of so many is computed (N)")
     order: int = Field(1, ge=0, le=3, description="highest power of the series; 0 repeats the residual")

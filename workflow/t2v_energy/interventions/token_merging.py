@@ -77,6 +77,7 @@ class TokenMerging(Intervention):
     """Self-attention on fewer video tokens."""
 
     kind: ClassVar[str] = "token-merging"
+    not_after: ClassVar[Mapping[str, str]] = {"compile": "the blocks would be compiled already"}
 
     method: Literal["3d", "attnbin"] = Field(
         "3d",

@@ -181,10 +181,14 @@ def nearest_model(root: Path, key: str) -> str:
 
 STAGED = "ltx"
 """Architecture that denoises a smaller size first, which is rounded, and doubles its sides."""
-POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv", STAGED)
+U_NET = "animatediff"
+"""Architecture whose denoiser halves sides and rounds, and whose kernels fill up tiles: no polynomial."""
+U_NET_FIELDS = ("dense_flop", "convolution_flop", "attention_flop", "attention_narrow_flop")
+"""What it makes of :class:`Features`; everything else of :data:`U_NET` is a polynomial."""
+POLYNOMIAL = ("wan", "cogvideox", "mochi", "contentv", STAGED, U_NET)
 """Architectures whose work, at a given length, is an exact polynomial of second degree in a frame's area (of
-:data:`STAGED`, that of its first latent): tokens are linear in it, attention is of second degree.  A U-Net's
-halvings round."""
+:data:`STAGED`, that of its first latent): tokens are linear in it, attention is of second degree.  Of
+:data:`U_NET` that is so but for :data:`U_NET_FIELDS`, which are sums over its levels, also exact."""
 
 
 class _Counter:
@@ -192,7 +196,8 @@ class _Counter:
 
     def __init__(self, model: ModelFile) -> None:
         self._model = model
-        self._differences: dict[int, tuple[Floats, Floats]] = {}
+        self._levels: dict[int, animatediff.ByLevel] = {}
+        self._differences: dict[int, tuple[Floats, Floats, Floats]] = {}
 
     def once_and_step(self, point: Point) -> tuple[Floats, Floats]:
         """What comes once a video and what each step adds, in the order of :class:`Features`."""
@@ -202,17 +207,35 @@ class _Counter:
         if frames not in self._differences:
             self._differences[frames] = self._derived(frames)
         x = _area(self._model, (point.height, point.width, frames))
-        basis = np.array([1.0, x - 1, (x - 1) * (x - 2) / 2])
-        once, step = (basis @ differences for differences in self._differences[frames])
+        (first, second, _), *differences = self._differences[frames]
+        basis = np.array([1.0, x - first, (x - first) * (x - second)])
+        once, step = (basis @ of_each for of_each in differences)
         once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
         once[_FIELDS.index("aligned")] = once[_FIELDS.index("tokens")] % ALIGNMENT == 0
+        if self._model.architecture == U_NET:
+            step[_U_NET_INDICES] = self._u_net_step((point.height, point.width, frames))
         return once, step
 
-    def _derived(self, frames: int) -> tuple[Floats, Floats]:
-        """Newton's forward differences of what comes once and of a step: one, two, three smallest sizes."""
-        counted = [self._counted(size) for size in _smallest(self._model, frames)]
+    def _u_net_step(self, size: tuple[int, int, int]) -> list[float]:
+        """:data:`U_NET_FIELDS` of all calls of one step."""
+        model, (frames, rows, columns) = self._model, latents(self._model, *size)[0]
+        if frames not in self._levels:
+            config = model.components[denoiser(model).part].config
+            self._levels[frames] = animatediff.by_level(config, frames, model.tokenizer.max_length)
+        samples = model.passes_per_step * model.batch_per_pass
+        dense, convolved, attention = (samples * flop for flop in self._levels[frames].at(rows, columns))
+        wide = _head_size(model) >= WIDE_HEAD
+        return [float(flop) for flop in (dense, convolved, attention * wide, attention * (not wide))]
+
+    def _derived(self, frames: int) -> tuple[Floats, Floats, Floats]:
+        """Three areas, and Newton's divided differences over them of what comes once and of a step."""
+        sizes = _three_sizes(self._model, frames)
+        counted = [self._counted(size) for size in sizes]
         once, step = (np.array([pair[which] for pair in counted]) for which in (0, 1))
-        return _differences(once), _differences(step)
+        if self._model.architecture == U_NET:
+            once[:, _U_NET_INDICES] = step[:, _U_NET_INDICES] = 0
+        areas = np.array([_area(self._model, size) for size in sizes])
+        return areas, _differences(areas, once), _differences(areas, step)
 
     def _counted(self, size: tuple[int, int, int]) -> tuple[Floats, Floats]:
         model = self._model
@@ -230,9 +253,15 @@ def _area(model: ModelFile, size: tuple[int, int, int]) -> float:
     return size[0] * size[1] / model.limits.size_multiple**2
 
 
-def _smallest(model: ModelFile, frames: int) -> list[tuple[int, int, int]]:
-    """Sizes of one, two and three times the smallest area, in pixels and frames."""
+def _three_sizes(model: ModelFile, frames: int) -> list[tuple[int, int, int]]:
+    """Sizes of one, two and three times the smallest area, in pixels and frames.
+
+    A U-Net's smallest area is a single latent pixel: from there to usual sizes rounding would grow.  So its
+    three lie among them.
+    """
     side = model.limits.size_multiple
+    if model.architecture == U_NET:
+        return [(side * factor, side * factor, frames) for factor in (1, 8, 64)]
     sizes: list[tuple[int, int, int]] = []
     height = width = side
     while len(sizes) < 3:
@@ -247,10 +276,10 @@ def _smallest(model: ModelFile, frames: int) -> list[tuple[int, int, int]]:
     return sizes
 
 
-def _differences(values: Floats) -> Floats:
-    """Values, first and second forward differences of three rows; shape (3, features)."""
-    first, second, third = values
-    return np.array([first, second - first, third - 2 * second + first])
+def _differences(areas: Floats, values: Floats) -> Floats:
+    """Newton's divided differences of three rows of values at three areas; shape (3, features)."""
+    slopes = np.diff(values, axis=0) / np.diff(areas)[:, np.newaxis]
+    return np.array([values[0], slopes[0], (slopes[1] - slopes[0]) / (areas[2] - areas[0])])
 
 
 _SCALED = (
@@ -270,6 +299,7 @@ _SCALED = (
 """Fields that grow with the steps, where all of the denoiser's work is in the loop."""
 _FIELDS = [f.name for f in fields(Features)]
 _STEPS_INDEX = _FIELDS.index("num_inference_steps")
+_U_NET_INDICES = [_FIELDS.index(name) for name in U_NET_FIELDS]
 
 
 def _linear(first: Floats) -> Floats:
@@ -355,7 +385,7 @@ def _checked(model: ModelFile, point: Point) -> int:
 
 def _head_size(model: ModelFile) -> int:
     config = model.components[denoiser(model).part].config
-    if model.architecture == "animatediff":  # its attention_head_dim is the number of heads
+    if model.architecture == U_NET:  # its attention_head_dim is the number of heads
         return int(config["block_out_channels"][0] // config["attention_head_dim"])
     return int(config["attention_head_dim"])
 
@@ -372,7 +402,7 @@ def _joint_tokens(model: ModelFile) -> int:
 
 def _u_net(model: ModelFile, size: tuple[int, int, int]) -> tuple[float, float]:
     """FLOP of a U-Net's convolutions and of its attention as executed, one call; none of a transformer's."""
-    if model.architecture != "animatediff":
+    if model.architecture != U_NET:
         return 0.0, 0.0
     config, latent = model.components["unet"].config, latents(model, *size)[0]
     convolved = sum(x.flop for x in animatediff.convolutions(config, *latent))
@@ -404,7 +434,7 @@ def _moved(model: ModelFile, size: tuple[int, int, int], tokens: int, calls: int
         return {name: calls * loop[name] + _refine_calls(model) * refined[name] for name in COUNTS}
     found = dict.fromkeys(COUNTS, 0.0)
     config = model.components[denoiser(model).part].config
-    if model.architecture != "animatediff":
+    if model.architecture != U_NET:
         names = ("num_layers", "num_attention_heads", "attention_head_dim")
         stream = {name: config[name] for name in names}
         width = stream["num_attention_heads"] * stream["attention_head_dim"]

@@ -10,7 +10,7 @@ from typing import Any
 from t2v_energy.config import Configuration, load_accelerator, load_model, parse
 from t2v_energy.errors import UserError
 from t2v_energy.grids import load_grids
-from t2v_energy.interventions import named
+from t2v_energy.interventions import check_stack, named
 from t2v_energy.prediction.calibrated import STAGE_OF_CLASS, Calibration, predict_points
 from t2v_energy.prediction.features import Point
 from t2v_energy.prediction.forward import CLASSES
@@ -85,9 +85,7 @@ def with_saving(
     """
     model = load_model(root, found["model"])
     entries = named(root, interventions, OPTIONS)
-    twice = next((name for name in interventions if interventions.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{twice} is listed twice", where=f"{OPTIONS}: interventions", remedy="list it once")
+    check_stack(entries, f"{OPTIONS}: interventions")
     configuration = parse(
         Configuration,
         {

@@ -43,7 +43,7 @@ from t2v_energy.config import (
     read_yaml,
 )
 from t2v_energy.errors import UserError
-from t2v_energy.interventions import named
+from t2v_energy.interventions import check_stack, named
 from t2v_energy.interventions.base import Effect, Work, WorkClass
 from t2v_energy.prediction.calibrated import (
     CLASSES,
@@ -334,7 +334,9 @@ def effect_of(
     effect, rate_sd = Effect(), 0.0
     if configuration.attention_kernel is not None:
         effect, rate_sd = _kernel_effect(root, accelerator, configuration, features)
-    for entry in named(root, configuration.interventions, "interventions"):
+    entries = named(root, configuration.interventions, "interventions")
+    check_stack(entries, "interventions")
+    for entry in entries:
         entry.intervention.check(model, configuration)
         effect = effect.then(entry.intervention.effect(work))
     return effect, rate_sd

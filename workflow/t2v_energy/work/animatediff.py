@@ -8,9 +8,9 @@ and values are made f times.  Counts are FLOP of one forward pass of one sample 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from t2v_energy.work.layers import (
     Convolution,
@@ -139,24 +139,40 @@ def forward_flop(
     """
     c = settings(config)
     pixels = _level_pixels(c, rows, columns)
+    flop = _products(c, frames, pixels, text_tokens)
+    flop["convolution"] = sum(x.flop for x in _convolutions(c, frames, pixels))
+    return flop
+
+
+def _products(c: Mapping[str, Any], frames: int, pixels: Sequence[int], text_tokens: int) -> dict[str, int]:
+    """Matrix products by operator, with ``pixels`` at each level."""
     parts = [_block_flop(c, block, frames, pixels[block.level], text_tokens) for block in blocks(c)]
     flop = {operator: sum(part[operator] for part in parts) for operator in parts[0]}
     time = _time_width(c)
     flop["timestep_mlp"] += linear_flop(1, c["block_out_channels"][0], time) + linear_flop(1, time, time)
-    flop["convolution"] = sum(x.flop for x in convolutions(c, frames, rows, columns))
     return flop
+
+
+def _dense_flop(c: Mapping[str, Any], frames: int, pixels: Sequence[int], text_tokens: int) -> int:
+    """Matrix products but for QKᵀ and PV; linear in ``pixels``."""
+    products = _attention_products(c, frames, pixels, text_tokens)
+    return sum(_products(c, frames, pixels, text_tokens).values()) - products
 
 
 def attention_product_flop(
     config: Mapping[str, Any], frames: int, rows: int, columns: int, text_tokens: int
 ) -> int:
     """FLOP of QKᵀ and PV alone of one forward pass: 4 f p (p + m) c, and 8 p f² c of a motion module."""
-    pixels = _level_pixels(settings(config), rows, columns)
+    c = settings(config)
+    return _attention_products(c, frames, _level_pixels(c, rows, columns), text_tokens)
+
+
+def _attention_products(c: Mapping[str, Any], frames: int, pixels: Sequence[int], text_tokens: int) -> int:
     total = 0
-    for block in blocks(config):
-        p, c = pixels[block.level], block.outputs
-        total += block.attends * frames * product_flop(p, p + text_tokens, c)
-        total += block.moves * p * 2 * product_flop(frames, frames, c)
+    for block in blocks(c):
+        p, width = pixels[block.level], block.outputs
+        total += block.attends * frames * product_flop(p, p + text_tokens, width)
+        total += block.moves * p * 2 * product_flop(frames, frames, width)
     return total
 
 
@@ -168,15 +184,69 @@ def executed_attention_flop(
     Fused kernels work on tiles: heads of 40 cost what heads of 64 do, and the 16 frames that a pixel attends
     to cost a tile.
     """
+    return by_level(config, frames, text_tokens).at(rows, columns)[2]
+
+
+class ByLevel(NamedTuple):
+    """FLOP of one forward pass of a given length, for any size: what multiplies the pixels of each level.
+
+    Attributes:
+        constant: dense products that no pixel changes: text's keys and values, and the time embedding.
+        dense, convolution, motion: by level, for each pixel; dense products (no QKᵀ and PV), convolutions,
+            and attention over frames as executed.
+        spatial: by level, for each query and key of attention within frames as executed.
+        text: keys that text adds to it, filled up.
+    """
+
+    constant: int
+    dense: Sequence[int]
+    convolution: Sequence[int]
+    motion: Sequence[int]
+    spatial: Sequence[int]
+    text: int
+
+    def dense_flop(self, pixels: Sequence[int]) -> int:
+        """Dense products at ``pixels`` of each level."""
+        return self.constant + _weighted(self.dense, pixels)
+
+    def convolution_flop(self, pixels: Sequence[int]) -> int:
+        """Convolutions at ``pixels`` of each level."""
+        return _weighted(self.convolution, pixels)
+
+    def attention_flop(self, pixels: Sequence[int]) -> int:
+        """QKᵀ and PV as executed (:func:`executed_attention_flop`) at ``pixels`` of each level."""
+        filled = [_filled(p, TILE_TOKENS) for p in pixels]
+        return _weighted(self.motion, pixels) + _weighted(self.spatial, [p * (p + self.text) for p in filled])
+
+    def at(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Dense products, convolutions and attention as executed of ``rows`` × ``columns`` latent pixels."""
+        pixels = _halved(len(self.dense), rows, columns)
+        return self.dense_flop(pixels), self.convolution_flop(pixels), self.attention_flop(pixels)
+
+
+def by_level(config: Mapping[str, Any], frames: int, text_tokens: int) -> ByLevel:
+    """What the sizes of a length share, so that none has to go through the blocks again."""
     c = settings(config)
-    heads, pixels, total = c["attention_head_dim"], _level_pixels(c, rows, columns), 0  # its name misleads
-    for block in blocks(config):
-        p, width = pixels[block.level], heads * _filled(block.outputs // heads, TILE_HEAD)
-        keys = _filled(p, TILE_TOKENS) + _filled(text_tokens, TILE_TOKENS)
-        total += block.attends * frames * product_flop(_filled(p, TILE_TOKENS), keys, width)
-        side = _filled(frames, TILE_TOKENS)
-        total += block.moves * p * 2 * product_flop(side, side, width)
-    return int(total)
+    heads, levels = c["attention_head_dim"], len(c["block_out_channels"])  # the former's name misleads
+    side, motion, spatial = _filled(frames, TILE_TOKENS), [0] * levels, [0] * levels
+    for block in blocks(c):
+        width = heads * _filled(block.outputs // heads, TILE_HEAD)
+        motion[block.level] += block.moves * 2 * product_flop(side, side, width)
+        spatial[block.level] += block.attends * frames * product_flop(1, 1, width)
+    constant = _dense_flop(c, frames, [0] * levels, text_tokens)
+    one_pixel = [[int(level == other) for other in range(levels)] for level in range(levels)]
+    return ByLevel(
+        constant=constant,
+        dense=[_dense_flop(c, frames, pixels, text_tokens) - constant for pixels in one_pixel],
+        convolution=[sum(x.flop for x in _convolutions(c, frames, pixels)) for pixels in one_pixel],
+        motion=motion,
+        spatial=spatial,
+        text=_filled(text_tokens, TILE_TOKENS),
+    )
+
+
+def _weighted(weights: Sequence[int], values: Sequence[int]) -> int:
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
 def _filled(count: int, tile: int) -> int:
@@ -186,7 +256,12 @@ def _filled(count: int, tile: int) -> int:
 def convolutions(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> Iterator[Convolution]:
     """Every convolution of one forward pass, in order."""
     c = settings(config)
-    pixels, first = _level_pixels(c, rows, columns), c["block_out_channels"][0]
+    yield from _convolutions(c, frames, _level_pixels(c, rows, columns))
+
+
+def _convolutions(c: Mapping[str, Any], frames: int, pixels: Sequence[int]) -> Iterator[Convolution]:
+    """Those with ``pixels`` at each level."""
+    first = c["block_out_channels"][0]
     yield Convolution("conv_in", c["in_channels"], first, SQUARE, frames, pixels[0])
     for block in blocks(c):
         p, n = pixels[block.level], block.outputs
@@ -245,11 +320,15 @@ def _time_width(c: Mapping[str, Any]) -> int:
 
 def _level_pixels(c: Mapping[str, Any], rows: int, columns: int) -> list[int]:
     """Pixels of a latent image at each level."""
-    sizes = [(rows, columns)]
-    for _ in c["block_out_channels"][1:]:
+    return _halved(len(c["block_out_channels"]), rows, columns)
+
+
+def _halved(levels: int, rows: int, columns: int) -> list[int]:
+    pixels = [rows * columns]
+    for _ in range(levels - 1):
         rows, columns = (rows + 1) // 2, (columns + 1) // 2
-        sizes.append((rows, columns))
-    return [rows * columns for rows, columns in sizes]
+        pixels.append(rows * columns)
+    return pixels
 
 
 def _block_flop(
