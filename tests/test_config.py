@@ -369,7 +369,7 @@ class TestFiles:
                 "there is no experiment 'resolutoin'",
                 "'resolution'",
             ),
-            (lambda r: load_accelerator(r, "h20"), "unknown accelerator 'h20'", "'h200'"),
+            (lambda r: load_accelerator(r, "h20"), "unknown accelerator 'h20'", "'h200' or 'h100-sxm'"),
         ],
     )
     def test_unknown_names_suggest_the_nearest(self, root: Path, load: Any, what: str, near: str) -> None:
