@@ -183,7 +183,7 @@ def test_trap_6_records_that_are_not_as_sealed_stop_the_build_by_name(clone: Clo
     assert done.returncode != 0
     assert f"{fault}: {victim.name}" in done.stdout
     assert "restore the files from the repository" in done.stdout
-    assert not (clone.root / "results/aggregated/h200").exists()
+    assert not (clone.root / "results/aggregated/h200/configurations.csv").exists()
 
 
 # --- 7: what does not set off measuring ----------------------------------------------------------
