@@ -407,9 +407,9 @@ if STUDY.is_published:
         log:
             notebook="logs/notebooks/<campaign>/published.ipynb",
             console="logs/notebooks/<campaign>/published.log",
+        retries: NOTEBOOK_RETRIES
         conda:
             "../../envs/analysis.yaml"
-        retries: NOTEBOOK_RETRIES
         params:
             campaign=STUDY.campaign,
             files=lambda wildcards, input: " ".join(
