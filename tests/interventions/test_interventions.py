@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import tiny
@@ -16,6 +16,7 @@ from t2v_energy.config import configurations, load_campaign
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import InterventionError, applied, catalogue, check_fits, check_stack, named
 from t2v_energy.interventions.base import Change, Effect, Intervention, Target, Work, WorkClass
+from t2v_energy.prediction.forward import CLASSES
 
 NEVER = SimpleNamespace()  # a pipeline that nothing may touch
 LOG: list[str] = []
@@ -278,3 +279,7 @@ class TestEffect:
     def test_ratios_multiply(self) -> None:
         both = Effect({"dense": 0.5}, {"vae": 2.0}).then(Effect({"dense": 0.5, "text": 3.0}, {"vae": 1.5}))
         assert both == Effect({"dense": 0.25, "text": 3.0}, {"vae": 3.0})
+
+
+def test_classes_of_work_are_the_cost_models() -> None:
+    assert get_args(WorkClass) == CLASSES

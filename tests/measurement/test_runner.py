@@ -754,6 +754,26 @@ class TestInterventions:
         assert kernel is not None
         assert kernel.relative_l2 < 1e-4
 
+    def test_what_was_measured_stays_where_the_unchanged_pipeline_needs_more_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from t2v_energy.measurement.protocols import Subject
+
+        generate = Subject.generate
+
+        def only_in_tiles(subject: Subject, steps: int) -> None:
+            if subject.keep_output and not subject.configuration.interventions:
+                raise torch.OutOfMemoryError("too little")
+            generate(subject, steps)
+
+        monkeypatch.setattr(Subject, "generate", only_in_tiles)
+        log, root = io.StringIO(), self.root(tmp_path / "root", [self.VARY[1]])
+        measure(root, log)
+        (path,) = record_paths(raw_folder(root, "tiny", "resolution"))
+        record = read_record(path)
+        assert (record.status, record.fidelity) == ("ok", None)
+        assert "not compared: out of memory" in log.getvalue()
+
     def test_records_of_other_settings_are_not_taken_for_these(
         self, found: dict[str, Record], tmp_path: Path
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def _catalogue(path: Path, _changed_ns: int) -> Mapping[str, Intervention]:
     found: dict[str, Intervention] = {}
     for name, entry in read_yaml(path, "restore it from the repository").items():
         where = f"{path}, {name}"
-        if not (isinstance(entry, dict) and isinstance(name, str) and _matches(KEY_PATTERN, name)):
+        if not (isinstance(entry, dict) and isinstance(name, str) and re.match(KEY_PATTERN, name)):
             raise UserError(
                 f"{name!r} is not a name with settings",
                 where=str(path),
@@ -83,12 +84,6 @@ def _catalogue(path: Path, _changed_ns: int) -> Mapping[str, Intervention]:
             raise UserError(f"kind: there is no {kind!r}", where=where, remedy=_nearest(str(kind), KINDS))
         found[name] = parse(class_of(kind), settings, where)
     return found
-
-
-def _matches(pattern: str, name: str) -> bool:
-    import re
-
-    return re.match(pattern, name) is not None
 
 
 def class_of(kind: str) -> type[Intervention]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from t2v_energy.prediction.features import Features
 
 WorkClass = Literal["attention", "dense", "text", "traffic", "vae", "host", "call", "video"]
-"""Parts of a video's time in the cost model (t2v_energy.prediction.calibrated.CLASSES)."""
+"""Parts of a video's time in the cost model (t2v_energy.prediction.forward.CLASSES)."""
 
 
 class Quality(Strict):

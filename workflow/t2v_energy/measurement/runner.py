@@ -448,7 +448,8 @@ class Session:
         """What a changed pipeline made against what the unchanged one makes; None of the unchanged one.
 
         The unchanged pipeline's output is kept for those that come after it. Where there is none of as many
-        steps it is generated, unmeasured.
+        steps it is generated, unmeasured; None as well where that takes more memory than is left: what was
+        measured must not be lost by it.
         """
         import torch
 
@@ -464,8 +465,12 @@ class Session:
         if (plain, steps) not in self._outputs:
             self.progress.say(f"  {steps} steps of the unchanged pipeline, to compare with")
             unchanged = replace(subject, configuration=plain, keep_frames=False)
-            with torch.no_grad():
-                unchanged.generate(steps)
+            try:
+                with torch.no_grad():
+                    unchanged.generate(steps)
+            except torch.OutOfMemoryError:
+                self.progress.say("  ! not compared: out of memory")
+                return None
             self._keep_output((plain, steps), Output(unchanged.latents, unchanged.made).on_host())
         return compare(output, self._outputs[plain, steps], steps, subject.device)
 
