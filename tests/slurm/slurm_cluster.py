@@ -7,6 +7,7 @@ already is not touched. GPUs are files that stand for devices: SLURM hands them 
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -26,7 +27,12 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sc
 GPUS = 2
 NODE = "localhost"
 CPUS, MEMORY_MB = 16, 64_000  # as declared, not as the machine has: nothing enforces them
-STARTING_S = 30
+PORTS = range(20_000, 30_000)
+"""Below those of outgoing connections: one of these could take the port of a daemon that restarts."""
+PATIENCE_S = 120  # until a daemon has started, answers or has ended: of a machine that is busy otherwise
+NO_ANSWER = ("Unable to contact slurm controller", "Socket timed out")
+PASSING = ("CONFIGURING", "RUNNING", "COMPLETING")
+"""States that a job leaves by itself, whatever happens to its node's queue."""
 
 SLURM_CONF = """\
 ClusterName=t2v
@@ -59,7 +65,9 @@ Prolog={folder}/prolog
 Epilog={folder}/epilog
 PrologFlags=Alloc
 KillWait=5
-MinJobAge=600
+# A batch may be slow to start on a busy machine; SLURM would give it up after ten seconds.
+BatchStartTimeout=120
+MinJobAge=3600
 ReturnToService=2
 SlurmdParameters=config_overrides
 NodeName={node} CPUs={cpus} RealMemory={memory_MB} Gres=gpu:{gpus} State=UNKNOWN
@@ -135,10 +143,16 @@ def unavailable() -> str | None:
     return None
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on, chosen at random: other clusters start at the same time."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"fewer than {count} of the ports {PORTS.start} to {PORTS.stop - 1} are free")
 
 
 class Cluster:
@@ -180,11 +194,12 @@ class Cluster:
         folder.chmod(0o755)
         for name in ("state", "spool"):
             (folder / name).mkdir()
+        controller_port, node_port = _free_ports(2)
         values = {
             "folder": folder,
             "node": NODE,
-            "controller_port": _free_port(),
-            "node_port": _free_port(),
+            "controller_port": controller_port,
+            "node_port": node_port,
             "cpus": CPUS,
             "memory_MB": MEMORY_MB,
             "gpus": GPUS,
@@ -224,7 +239,11 @@ class Cluster:
     def start_node(self) -> None:
         """Start slurmd, at first or after :meth:`fail_node`."""
         self._start("slurmd", "slurmd", "-D", "-N", NODE)
-        self._wait("an idle node", lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t"))
+        self._wait("node that takes jobs", self._takes_jobs)
+
+    def _takes_jobs(self) -> bool:
+        """Whether the node is up: idle, or already at work on what had waited for it."""
+        return self.ask("sinfo", "-h", "-o", "%t").startswith(("idle", "mix", "alloc"))
 
     def fail_node(self) -> None:
         """End slurmd and all that runs on the node at once and without a word, as a power cut does.
@@ -269,13 +288,13 @@ class Cluster:
             return
         daemon.send_signal(signal.SIGTERM)
         try:
-            daemon.wait(timeout=20)
+            daemon.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
 
     def _wait(self, what: str, there: Callable[[], bool]) -> None:
-        until_s = time.monotonic() + STARTING_S
+        until_s = time.monotonic() + PATIENCE_S
         while not there():
             dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
             if dead or time.monotonic() > until_s:
@@ -289,8 +308,14 @@ class Cluster:
         return subprocess.run(command, env=os.environ | self.variables, capture_output=True, text=True)
 
     def ask(self, *command: str) -> str:
-        """What one of SLURM's commands prints; an error of it is raised."""
+        """What one of SLURM's commands prints; an error of it is raised, unless it is a busy controller's."""
+        until_s = time.monotonic() + PATIENCE_S
         done = self._run(*command)
+        while done.returncode and any(text in done.stderr for text in NO_ANSWER):
+            if time.monotonic() > until_s:
+                break
+            time.sleep(1)
+            done = self._run(*command)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
         return done.stdout
@@ -307,6 +332,11 @@ class Cluster:
             if f"/rule_{rule}/" in fields.get("StdOut", ""):
                 found.append(Job(fields))
         return sorted(found, key=lambda job: int(job.id))
+
+    def settled_jobs(self) -> list[Job]:
+        """:meth:`jobs`, once none runs or is being cleaned up after: the epilogs have run, too."""
+        self._wait("jobs that have ended", lambda: not any(job.state in PASSING for job in self.jobs()))
+        return self.jobs()
 
     def allocations(self) -> list[Allocation]:
         """Every GPU that a job had and gave back."""

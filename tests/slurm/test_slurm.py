@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from clone import IN_CPU_SMALL, QUICK, Clone, Done, Running
-from slurm_cluster import GPUS, Cluster
+from slurm_cluster import GPUS, PASSING, Cluster
 from t2v_energy.dag import Dag, read_dag
 from t2v_energy.measurement.record import read_record, record_paths
 
@@ -22,7 +22,7 @@ NAMES = {f"tiny-wan_{height}x{width}_5f_2s__sampled_r1.json" for height, width i
 FINISHED = "→ ok"
 # A campaign on the CPU asks for no GPU, but there is none here to measure: it is made to ask for one.
 WITH_GPU = ("--set-resources", "measure_batch:gpu=1")
-LIMIT_S = 240
+LIMIT_S = 600  # for what takes one minute or two on a machine that does nothing else
 
 State = dict[str, tuple[bytes, int]]  # by record: content and time of writing
 
@@ -76,23 +76,29 @@ def _wait(run: Running, what: str, there: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
-def _assert_complete_and_kept(clone: Clone, before: State, output: str) -> None:
-    """All is measured; what was there before is untouched; nothing was measured twice."""
+def _assert_complete_and_kept(clone: Clone, before: State, output: str, cut_off: int = 0) -> None:
+    """All is measured; what was there before is untouched; nothing was measured twice.
+
+    Of ``cut_off`` attempts that were ended from outside, each may have written a record and not said so.
+    """
     after = _state(clone)
     assert set(after) == NAMES, output
     assert {name: after[name] for name in before} == before
     # One log an attempt; that of a failed one has its words twice, as Snakemake shows them once more.
     logs = [path.read_text(errors="replace") for path in (clone.root / "logs/slurm").rglob("*.log")]
+    said = {}
     for name in NAMES:
         pattern = rf"{FINISHED}, .*{re.escape(name)}"
-        assert sum(bool(re.search(pattern, log)) for log in logs) == 1, f"{name}: {logs}"
+        said[name] = sum(bool(re.search(pattern, log)) for log in logs)
+    assert max(said.values()) == 1, f"{said}: {logs}"
+    assert sum(said.values()) >= len(NAMES) - cut_off, f"{said}: {logs}"
 
 
 @pytest.fixture
 def one_batch(clone: Clone) -> Clone:
     """A clone with a campaign of four configurations in one batch, with some seconds for each."""
     vary = [{"height": height, "width": width} for height, width in SIZES]
-    protocols = QUICK | {"idle_s": 2.0}
+    protocols = QUICK | {"idle_s": 3.0}
     clone.write_campaign(
         CAMPAIGN, protocols=protocols, experiments={"resolution": {**IN_CPU_SMALL, "vary": vary}}
     )
@@ -112,7 +118,7 @@ def test_each_batch_has_one_gpu_and_what_was_predicted_for_it(
     assert done.returncode == 0, done.stdout
     _assert_complete_and_kept(clone, {}, done.stdout)
 
-    jobs, allocations = cluster.jobs(), cluster.allocations()
+    jobs, allocations = cluster.settled_jobs(), cluster.allocations()
     dag = _dag(clone, monkeypatch, measure={"batch_minutes": 0})
     wanted = [
         (dag.runtime_minutes(b.experiment, b.name), dag.host_memory_MB(b.experiment, b.name))
@@ -181,9 +187,9 @@ def test_a_cancelled_batch_is_submitted_again_and_goes_on(
     done = _end(run)
     assert done.returncode == 0, done.stdout
     assert f"SLURM-job '{first.id}' failed, SLURM status is: 'CANCELLED'" in done.stdout
-    assert [job.state for job in cluster.jobs()] == ["CANCELLED", "COMPLETED"]
+    assert [job.state for job in cluster.settled_jobs()] == ["CANCELLED", "COMPLETED"]
     assert 1 <= len(before) < len(NAMES)
-    _assert_complete_and_kept(one_batch, before, done.stdout)
+    _assert_complete_and_kept(one_batch, before, done.stdout, cut_off=1)
 
 
 def test_a_drained_node_ends_no_batch_and_takes_none(clone: Clone, cluster: Cluster, tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_a_drained_node_ends_no_batch_and_takes_none(clone: Clone, cluster: Clus
     run = _start(clone, tmp_path / "log", config=[ONE_EACH])
     _wait(run, "a running batch", lambda: "RUNNING" in [job.state for job in cluster.jobs()])
     cluster.set_node("drain")
-    _wait(run, "the end of what ran", lambda: len(cluster.jobs()) == 4 and not _states(cluster, "RUNNING"))
+    _wait(run, "the end of what ran", lambda: len(cluster.jobs()) == 4 and not _states(cluster, *PASSING))
     states = [job.state for job in cluster.jobs()]
     assert set(states) == {"COMPLETED", "PENDING"}, states
     before = _state(clone)
@@ -207,8 +213,9 @@ def test_a_drained_node_ends_no_batch_and_takes_none(clone: Clone, cluster: Clus
     _assert_complete_and_kept(clone, before, done.stdout)
 
 
-def _states(cluster: Cluster, state: str) -> list[str]:
-    return [job.id for job in cluster.jobs() if job.state == state]
+def _states(cluster: Cluster, *states: str) -> list[str]:
+    """The jobs that are in one of the states."""
+    return [job.id for job in cluster.jobs() if job.state in states]
 
 
 def test_a_restarted_controller_is_waited_for(one_batch: Clone, cluster: Cluster, tmp_path: Path) -> None:
@@ -221,23 +228,26 @@ def test_a_restarted_controller_is_waited_for(one_batch: Clone, cluster: Cluster
     cluster.start_controller()
     done = _end(run)
     assert done.returncode == 0, done.stdout
-    assert [job.state for job in cluster.jobs()] == ["COMPLETED"]
+    assert [job.state for job in cluster.settled_jobs()] == ["COMPLETED"]
     _assert_complete_and_kept(one_batch, before, done.stdout)
 
 
 def test_a_batch_that_runs_into_its_time_limit_goes_on_with_more_time(
     clone: Clone, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """SLURM looks at limits twice a minute: the batch must be longer than a limit of one and that."""
+    """SLURM looks at limits twice a minute: after the first record the batch must take longer than both.
+
+    The limit is set then, and not before: how long a batch takes to its first record is the machine's affair.
+    """
     vary = [{"height": height, "width": width} for height, width in SIZES]
     protocols = QUICK | {"idle_s": 13.0}
     experiments = {"resolution": {**IN_CPU_SMALL, "vary": vary}}
     clone.write_campaign(CAMPAIGN, protocols=protocols, experiments=experiments)
     run = _start(clone, tmp_path / "log")
-    _wait(run, "a running batch", lambda: _states(cluster, "RUNNING"))
+    _wait(run, "a record", lambda: FINISHED in _said(clone))
     (first,) = cluster.jobs()
+    before = _state(clone)
     cluster.ask("scontrol", "update", f"jobid={first.id}", "timelimit=1")
-    before: State = {}
 
     def over() -> bool:
         nonlocal before
@@ -249,10 +259,10 @@ def test_a_batch_that_runs_into_its_time_limit_goes_on_with_more_time(
     done = _end(run)
     assert done.returncode == 0, done.stdout
     assert f"SLURM-job '{first.id}' failed, SLURM status is: 'TIMEOUT'" in done.stdout
-    states = [(job.state, job.minutes) for job in cluster.jobs()]
+    states = [(job.state, job.minutes) for job in cluster.settled_jobs()]
     assert states == [("TIMEOUT", 1), ("COMPLETED", 2 * first.minutes)], "twice what was asked for at first"
     assert 1 <= len(before) < len(NAMES)
-    _assert_complete_and_kept(clone, before, done.stdout)
+    _assert_complete_and_kept(clone, before, done.stdout, cut_off=1)
 
 
 def test_a_batch_whose_node_fails_goes_on_when_it_is_back(
@@ -268,6 +278,6 @@ def test_a_batch_whose_node_fails_goes_on_when_it_is_back(
     done = _end(run)
     assert done.returncode == 0, done.stdout
     assert f"SLURM-job '{first.id}' failed due to a node failure" in done.stdout
-    assert [job.state for job in cluster.jobs()] == ["NODE_FAIL", "COMPLETED"]
+    assert [job.state for job in cluster.settled_jobs()] == ["NODE_FAIL", "COMPLETED"]
     assert 1 <= len(before) < len(NAMES)
-    _assert_complete_and_kept(one_batch, before, done.stdout)
+    _assert_complete_and_kept(one_batch, before, done.stdout, cut_off=1)

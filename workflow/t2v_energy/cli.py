@@ -340,6 +340,8 @@ def _prompts(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    import atexit
+    import gc
     import time
 
     from t2v_energy.measurement.operator_record import EXPERIMENT
@@ -350,6 +352,9 @@ def _measure(options: argparse.Namespace) -> None:
 
     if find_spec("torch") is None:
         raise UserError("torch is not installed", remedy="pip install -e '.[measure]'")
+    # At its end Python searches all that torch and diffusers have made for cycles, seconds in which the next
+    # batch waits for this GPU. The process ends: there is nothing to be had back.
+    atexit.register(gc.freeze)
     settings = _load(options)
     if options.allow_shared:
         settings = settings.model_copy(

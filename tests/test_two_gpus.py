@@ -1,0 +1,63 @@
+"""benchmarks/two_gpus.py in small: where it says that the time went, and a real run on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from clone import IN_CPU_SMALL, QUICK, Clone
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)  # it imports its neighbour, as a script does
+    return importlib.import_module("two_gpus")
+
+
+def test_time_is_shared_among_batches_waiting_and_the_rest(two_gpus: ModuleType) -> None:
+    # 3 s before; two at once for 4 s, one of them for 2 s more; 1 s of neither; one for 5 s; 2 s after.
+    run, batches = (10.0, 27.0), [(20.0, 25.0), (13.0, 17.0), (13.0, 19.0)]
+    found = two_gpus.shares(run, batches, 2)
+    assert found.wall_s == pytest.approx(17)
+    assert found.outside_s == pytest.approx(3 + 1 + 2)
+    assert found.idle_gpu_s == pytest.approx(2 + 5)
+    assert found.batches_s == pytest.approx([4, 6, 5])
+    whole_s = found.outside_s + (sum(found.batches_s) + found.idle_gpu_s) / 2
+    assert whole_s == pytest.approx(found.wall_s)
+
+
+def test_on_one_gpu_nothing_waits(two_gpus: ModuleType) -> None:
+    found = two_gpus.shares((0.0, 10.0), [(1.0, 4.0), (4.5, 9.0)], 1)
+    assert found.idle_gpu_s == pytest.approx(0)
+    assert found.outside_s == pytest.approx(2.5)
+
+
+def test_its_sizes_cost_the_same(two_gpus: ModuleType) -> None:
+    assert len(set(two_gpus.SIZES)) == 8
+    assert len({height * width for height, width in two_gpus.SIZES}) == 1
+    assert all(height % 16 == width % 16 == 0 for height, width in two_gpus.SIZES), "as its model needs"
+
+
+def test_a_real_run_tells_what_its_batches_took(
+    two_gpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a `t2v-energy` on the PATH, the package being on PYTHONPATH alone."""
+    clone = Clone(tmp_path / "a copy")
+    two_gpus.copy_of_repository(clone.root)
+    vary = [{"height": 16, "width": 16}]
+    experiments = {two_gpus.EXPERIMENT: {**IN_CPU_SMALL, "vary": vary}}
+    clone.write_campaign(two_gpus.CAMPAIGN, protocols=QUICK, experiments=experiments)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert shutil.which("t2v-energy") is None
+    found, boards = two_gpus.measured(clone.root, 1, len(vary))
+    assert boards == [], "the CPU is none"
+    assert len(found.batches_s) == len(vary)
+    assert found.outside_s > 0
+    assert min(found.batches_s) > 1, "starting Python and torch alone takes longer"
+    assert found.idle_gpu_s == pytest.approx(0, abs=0.01)
+    assert sum(found.batches_s) + found.outside_s == pytest.approx(found.wall_s, abs=0.01)
