@@ -40,12 +40,16 @@ class Expected(Strict):
 
 
 class Target(NamedTuple):
-    """A built pipeline and what is generated with it."""
+    """A built pipeline and what is generated with it.
+
+    ``further_boards`` are UUIDs of GPUs beside the pipeline's own that are reserved for it, and metered.
+    """
 
     pipeline: Any
     model: ModelFile
     configuration: Configuration
     device: str = "cpu"
+    further_boards: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> Any:
@@ -131,6 +135,11 @@ class Intervention(Strict):
 
     expected: Expected | None = Field(None, description="rates that no count of work gives")
     quality: Quality | None = Field(None, description="cited effect on the picture; null: we know none")
+
+    @property
+    def further_boards(self) -> int:
+        """GPUs that it needs beside the pipeline's own; their energy is part of the video's."""
+        return 0
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
         """Raise :class:`UserError` (see :meth:`refused`) for what it does not fit; needs no torch."""
