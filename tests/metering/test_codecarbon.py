@@ -19,7 +19,7 @@ codecarbon = pytest.importorskip("codecarbon")
 
 @pytest.fixture(scope="module")
 def without_gpu() -> Any:
-    carbon = CodeCarbon(None)
+    carbon = CodeCarbon(())
     readings = []
     for name in ("one", "two"):
         carbon.start(name)
@@ -54,7 +54,7 @@ others = FakeGpu(fake_nvml.constant(50_000), uuid="GPU-0badcafe-0000-0000-0000-0
 with fake_nvml.installed([others, FakeGpu(fake_nvml.constant(600), old_names=True)]):
     from t2v_energy.metering.codecarbon import CodeCarbon  # looks for NVML when it is imported
 
-    carbon = CodeCarbon(1)
+    carbon = CodeCarbon((1,))
     carbon.start("gpu")
     time.sleep(1.0)
     print(carbon.stop("gpu").model_dump_json())

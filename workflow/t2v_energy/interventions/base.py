@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -81,11 +82,13 @@ class Work:
 
     Attributes:
         features: work by class, arrays of shape (1,) (:func:`t2v_energy.prediction.features.features`).
+        bandwidth_TB_per_s: the accelerator's memory bandwidth (config/accelerators.yaml); NaN: not known.
     """
 
     model: ModelFile
     configuration: Configuration
     features: Features
+    bandwidth_TB_per_s: float = nan
 
 
 @dataclass(frozen=True)

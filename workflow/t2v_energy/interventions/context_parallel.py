@@ -1,12 +1,12 @@
 """Context parallel: several GPUs share each call of the denoiser, each with a part of the video's tokens.
 
-Ulysses (Jacobs et al., DeepSpeed Ulysses, arXiv 2309.14509), as diffusers has it: outside self-attention every
-rank works on its own tokens; for self-attention an all-to-all gives each rank all tokens of its own heads, and a
-second one gives the tokens back.  Only the denoiser is shared.  Text encoder and VAE run on the first GPU while
-the others wait, and draw what a waiting GPU draws.
+Ulysses (Jacobs et al., DeepSpeed Ulysses, arXiv 2309.14509), as diffusers has it: outside self-attention
+every rank works on its own tokens; for self-attention an all-to-all gives each rank all tokens of its own
+heads, and another one gives the tokens back.  Only the denoiser is shared.  Text encoder and VAE run on the
+first GPU while the others wait, and draw what a waiting GPU draws.
 
 The first rank is the process that measures; the others are processes that it starts
-(:mod:`t2v_energy.interventions.context_ranks`), each on a GPU of its own.  The runner meters all of these GPUs.
+(:mod:`t2v_energy.interventions.context_ranks`), each on a GPU of its own.  The runner meters all of them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ ALONE = "the further ranks run the denoiser as it was built, and would not have 
 class ExpectedLink(Expected):
     """What no count gives, with the speed of the link between the GPUs."""
 
-    traffic_per_link_byte: float = Field(
-        gt=0, description="bytes of GPU memory that are read or written in the time that the link sends one"
+    link_GB_per_s: float = Field(
+        gt=0, description="[GB/s] what a GPU can send to the others: the link's peak"
     )
 
 
@@ -114,19 +114,20 @@ class ContextParallel(Intervention):
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """Work of all ranks together: what each of them repeats, what is rearranged, and what is sent.
 
-        Bytes that are sent count as the bytes of memory that take as long (``traffic_per_link_byte``).  Inputs
-        of a call and its result are sent as well: below a hundredth of what attention exchanges, left out.
+        A byte that is sent counts as the bytes of memory that take as long, by the peaks of both.  Arguments
+        and results of calls are sent as well: below a hundredth of what attention exchanges, left out.
         """
         from t2v_energy.interventions.compiled import with_added_traffic
 
         values = _stream_values(work)
         sent = EXCHANGES * BYTES * values * (self.degree - 1) / self.degree
         rearranged = COPIES * 2 * BYTES * values
+        slower = work.bandwidth_TB_per_s * 1000 / self.expected.link_GB_per_s
         dense = float(work.features.dense_flop[0])
         repeated = (self.degree - 1) * _repeated_flop(work)
         return {
             "dense": 1 + repeated / dense,
-            **with_added_traffic(work, rearranged + sent * self.expected.traffic_per_link_byte),
+            **with_added_traffic(work, rearranged + sent * slower),
         }
 
     def effect(self, work: Work) -> Effect:
@@ -152,6 +153,4 @@ def _repeated_flop(work: Work) -> float:
     text, width = work.model.longest_prompt, wan.width(config)
     counts = wan.forward_flop(config, int(work.features.tokens[0]), text)
     keys_and_values = config["num_layers"] * 4 * text * width**2
-    return float(work.features.calls[0]) * (
-        counts["embeddings"] + counts["timestep_mlp"] + keys_and_values
-    )
+    return float(work.features.calls[0]) * (counts["embeddings"] + counts["timestep_mlp"] + keys_and_values)

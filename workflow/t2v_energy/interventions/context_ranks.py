@@ -1,4 +1,4 @@
-"""The first rank of context parallel, in the measuring process: it starts the others and shares its calls with them."""
+"""The first rank of context parallel, in the measuring process: it starts the others and shares its calls."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Ranks:
         """Become the first rank, share the weights and see that they have come, split the denoiser."""
         # A rank that fails must not take this process, and its records, with it.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
-        context_split.join(self._device, store, 0, ranks)
+        context_split.join(self._device, store, 0, ranks, context_split.TIMEOUT_S)
         self._undo.append(self._leave)
         context_split.share_weights(self._denoiser)
         checksum = context_split.checksum(self._denoiser)

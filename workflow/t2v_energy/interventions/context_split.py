@@ -1,4 +1,4 @@
-"""What all ranks of context parallel do alike: split the denoiser, hold weights against each other, exchange tensors.
+"""What all ranks of context parallel do alike: split the denoiser, share its weights, exchange arguments.
 
 The splitting itself is diffusers' own: hooks that its model classes plan (``_cp_plan``), and attention that
 exchanges tokens for heads.  Its ``enable_parallelism`` sets both up but cannot undo it, and fails without an
@@ -8,7 +8,6 @@ accelerator; the steps are therefore taken here one by one.  It imports torch.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,8 +25,8 @@ Described = list[tuple[str, list[int], str]]
 """Tensors by name, shape and number type, as JSON can hold them."""
 
 
-def join(device: str, store: str, rank: int, ranks: int, timeout_s: float = TIMEOUT_S) -> None:
-    """Become one of ``ranks`` ranks of a group (NCCL on GPUs, gloo on the CPU), which meet at file ``store``."""
+def join(device: str, store: str, rank: int, ranks: int, timeout_s: float) -> None:
+    """Become one of ``ranks`` ranks (NCCL's on GPUs, gloo's on the CPU), which meet at file ``store``."""
     backend = "nccl" if device == "cuda" else "gloo"
     distributed.init_process_group(
         backend,
@@ -38,24 +37,26 @@ def join(device: str, store: str, rank: int, ranks: int, timeout_s: float = TIME
     )
 
 
-def split(denoiser: nn.Module, device: str, ranks: int) -> Callable[[], None]:
+def split(denoiser: Any, device: str, ranks: int) -> Callable[[], None]:
     """Split every call of the denoiser over the group, as its class plans it; returns what undoes that."""
     from diffusers import ContextParallelConfig, ParallelConfig
     from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
     from torch.distributed.device_mesh import init_device_mesh
 
-    # It warns at each timestep of Wan2.1, which is one number for all tokens, that there is nothing to split.
-    logging.getLogger("diffusers.hooks.context_parallel").setLevel(logging.ERROR)
     config = ContextParallelConfig(ulysses_degree=ranks)
     mesh = init_device_mesh(device, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
     parallel = ParallelConfig(context_parallel_config=config)
     parallel.setup(distributed.get_rank(), ranks, torch.device(device), mesh=mesh)
-    plan: Any = denoiser._cp_plan
+    # Of the whole module's arguments it splits timesteps that differ between tokens. Wan2.1 has none, and
+    # that hook refuses every answer but a tuple.
+    plan = {name: part for name, part in denoiser._cp_plan.items() if name}
     before = [
         (module, {name: vars(module)[name] for name in _HOOKED if name in vars(module)})
         for module in denoiser.modules()
     ]
-    processors = [m.processor for m in denoiser.modules() if hasattr(getattr(m, "processor", None), _CONFIG)]
+    processors: list[Any] = [
+        m.processor for m in denoiser.modules() if hasattr(getattr(m, "processor", None), _CONFIG)
+    ]
     put_back = [replaced(processor, _CONFIG, parallel) for processor in processors]
     apply_context_parallel(denoiser, config, plan)
 
@@ -136,7 +137,7 @@ def checksum(module: nn.Module) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
-# --- the arguments of a call ----------------------------------------------------------------------------------
+# --- the arguments of a call --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Arguments:
 
     @classmethod
     def of(cls, named: Mapping[str, Any]) -> Arguments:
-        """Raises TypeError for an argument that is neither a tensor nor null, a number, a truth value or a text."""
+        """Raises TypeError for an argument that is neither a tensor nor a number, a text or nothing."""
         tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
         plain = {name: value for name, value in named.items() if name not in tensors}
         for name, value in plain.items():

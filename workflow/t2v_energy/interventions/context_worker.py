@@ -1,8 +1,8 @@
 """A further rank of context parallel: ``python -m t2v_energy.interventions.context_worker``.
 
 It is told what to do by lines of JSON on standard input, and answers on standard output
-(:mod:`t2v_energy.interventions.context_ranks` is the other end).  Between calls of the denoiser it waits there, not
-in an exchange: on a GPU a rank that waits for another one computes, and draws power.
+(:mod:`t2v_energy.interventions.context_ranks` is the other end).  Between calls of the denoiser it waits
+there, not in an exchange: a GPU that waits for another one in an exchange computes, and draws power.
 """
 
 from __future__ import annotations
