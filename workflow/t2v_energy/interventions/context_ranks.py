@@ -150,7 +150,9 @@ class Ranks:
         """Become the first rank, share the weights and see that they have come, split the denoiser."""
         # A rank that fails must not take this process, and its records, with it.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        hook = sys.excepthook
         context_split.join(self._device, store, 0, ranks, context_split.TIMEOUT_S)
+        sys.excepthook = hook  # torch's marks every line of an error with the rank, for good
         self._undo.append(self._leave)
         context_split.share_weights(self._denoiser)
         checksum = context_split.checksum(self._denoiser)
