@@ -113,6 +113,17 @@ class TestReserved:
             watch.close()
 
 
+def test_the_shipped_experiment_has_a_baseline_in_each_batch(tmp_path: Path) -> None:
+    """A campaign that names it measures each size alone and on two GPUs, in one process."""
+    root = tiny.make_root(tmp_path / "root", device="cuda", experiments={"context-parallel": {}})
+    for batch in make_plan(root, tiny.settings(root)).batches:
+        boards: dict[tuple[int, int], set[int]] = {}
+        for item in batch.items:
+            size = (item.configuration.height, item.pass_index)
+            boards.setdefault(size, set()).add(runner.further_boards(root, item))
+        assert set(map(frozenset, boards.values())) == {frozenset({0, 1})}
+
+
 class TestMetered:
     """The tiny pipeline, alone and on two ranks, while two (fake) GPUs are metered."""
 
