@@ -13,7 +13,7 @@ import tiny
 import yaml
 from records import GPU, configuration, make_record, write
 from t2v_energy.analysis import sweep_figure
-from t2v_energy.dag import SWEEP_FIGURES, Dag, read_dag
+from t2v_energy.dag import INTERVENTIONS, SWEEP_FIGURES, Dag, read_dag
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.sealing import seal
 from t2v_energy.plan import make_plan
@@ -310,3 +310,9 @@ def test_experiments_of_changed_pipelines_bring_their_analysis(root: Path) -> No
     registered.parent.mkdir(parents=True)
     registered.touch()
     assert found.savings_files[3:] == ["config/predictions/big/interventions.csv"]
+
+
+def test_what_is_analysed_as_interventions_is_what_the_dag_takes_for_them() -> None:
+    from t2v_energy.analysis.interventions import EXPERIMENTS
+
+    assert INTERVENTIONS == EXPERIMENTS

@@ -23,7 +23,7 @@ from t2v_energy.analysis import interventions, interventions_figure, interventio
 from t2v_energy.analysis.numbers import Number
 from t2v_energy.errors import UserError
 from t2v_energy.interventions.vae_tiling import VaeTiling
-from t2v_energy.measurement.record import Fidelity, Gpu, InterventionRecord, Record, record_paths
+from t2v_energy.measurement.record import Board, Fidelity, Gpu, InterventionRecord, Record, record_paths
 
 STEPS = 50
 CATALOGUE: dict[str, dict[str, Any]] = {
@@ -113,6 +113,26 @@ class TestRatios:
         assert (row["passes"], row["n"], row["interval_of"], row["same_board"]) == (3, 6, "passes", "yes")
         assert row["videos_per_hour"] == pytest.approx(3600 / np.mean([latency_s(w[0]) for w in with_it]))
         assert row["measured_kind"] == "measured"
+
+    def test_on_two_boards_energy_is_that_of_both_and_of_the_baseline_that_of_one(
+        self, root: Path, tmp_path: Path
+    ) -> None:
+        """Twins share a video's steps: half the time of each, twice the power, an experiment of its own."""
+        own = {"experiment": "context-parallel"}
+        alone = [record.model_copy(update=own) for record in passes([[1.0, 1.0]])]
+        (both,) = passes([[0.5, 0.5]], interventions=("context-parallel-2",))
+        assert both.environment.gpu is not None
+        twin = Board(
+            gpu=both.environment.gpu.model_copy(update={"uuid": "GPU-1"}),
+            ticks=both.ticks,
+            samples=both.samples,
+        )
+        table = rows(tmp_path, alone, [both.model_copy(update=own | {"further_boards": [twin]})])
+        row = single(root, table, "context-parallel-2")
+        assert (row["experiment"], row["same_board"]) == ("context-parallel", "yes")
+        assert row["measured_latency_ratio"] == pytest.approx(latency_s(0.5) / latency_s(1.0), rel=1e-4)
+        ratio = 2 * energy_Wh(0.5) / energy_Wh(1.0)
+        assert row["measured_energy_ratio"] == pytest.approx(ratio, rel=1e-4)
 
     def test_the_interval_holds_the_truth_as_often_as_it_says(self) -> None:
         random = np.random.default_rng(1)

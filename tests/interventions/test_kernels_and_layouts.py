@@ -238,13 +238,13 @@ class TestTokenAlignment:
 
     @pytest.mark.parametrize("key", ["tiny-wan", "tiny-cogvideox"])
     def test_tokens_are_those_of_the_cost_model(self, key: str) -> None:
-        from t2v_energy.interventions.token_alignment import _tokens
+        from t2v_energy.interventions.token_alignment import attended_tokens
         from t2v_energy.prediction.features import Point, features
 
         subject = target(key, **UNEVEN)
         c = subject.configuration
         found = features(tiny.ROOT, [Point(key, c.height, c.width, c.num_frames, 1)])
-        assert _tokens(subject.model, c) == found.tokens[0]
+        assert attended_tokens(subject.model, c) == found.tokens[0]
 
     def test_joining_moves_bytes(self) -> None:
         """Ten bytes of each of 1,536 values of 32,760 tokens, in 30 blocks and 100 calls."""

@@ -100,7 +100,7 @@ def test_a_gpu_with_others_on_it_is_passed_over() -> None:
 
 class TestWatch:
     def watched(self, clock: fake_nvml.VirtualClock, seconds: float = 20.0) -> Neighbour:
-        watch = NeighbourWatch(FIRST, clock)
+        watch = NeighbourWatch(FIRST, clock=clock)
         watch.begin()
         clock.sleep(seconds)
         (found,) = watch.end()

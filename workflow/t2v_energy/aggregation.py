@@ -218,7 +218,7 @@ def _attributed(record: Record, found: list[Generation]) -> _Measurement:
         record, _edges(rows["start_s"], rows["end_s"])
     )
     lasting_s = np.where(rows["duration_s"] > 0, rows["duration_s"], nan)
-    rows["gpu_energy_kind"] = np.full(len(lasting_s), "measured" if record.ticks else "", dtype=object)
+    rows["gpu_energy_kind"] = np.full(len(lasting_s), "measured" if record.counters else "", dtype=object)
     rows["mean_power_W"] = rows["gpu_energy_J"] / lasting_s
 
     whole = _edges([g.start_s for g in found], [g.end_s for g in found])
@@ -264,8 +264,8 @@ def _idle(record: Record) -> Array:
     """The idle windows, as far as the ticks cover them: their power needs no more."""
     windows = record.windows
     edges = _edges(windows.start_s, windows.end_s)[[kind in IDLE for kind in windows.kind]]
-    if record.ticks:
-        edges = edges.clip(record.ticks.time_s[0], record.ticks.not_before_s[-1])
+    for ticks in record.counters:
+        edges = edges.clip(ticks.time_s[0], ticks.not_before_s[-1])
     return edges[edges[:, 1] > edges[:, 0]]
 
 
@@ -295,11 +295,16 @@ def _repeated(found: list[Generation]) -> Array:
 def _energies(record: Record, edges: Array, borders_s: ArrayLike = ()) -> tuple[Array, Array]:
     """Counter energies (J) and half-widths of their 90 % intervals (J), in one call; NaN without a counter.
 
+    Of several boards energies add up, and their intervals, which are of counters of their own, as squares.
     ``borders_s`` are further times at which power may step.
     """
-    if record.ticks and len(edges):
-        return energies_J(record.ticks, edges[:, 0], edges[:, 1], borders_s=borders_s)
-    return np.full(len(edges), nan), np.full(len(edges), nan)
+    if not (record.counters and len(edges)):
+        return np.full(len(edges), nan), np.full(len(edges), nan)
+    of_each = [energies_J(ticks, edges[:, 0], edges[:, 1], borders_s=borders_s) for ticks in record.counters]
+    if len(of_each) == 1:
+        return of_each[0]
+    energy, ci90 = (np.array(values) for values in zip(*of_each, strict=True))
+    return energy.sum(axis=0), np.sqrt((ci90**2).sum(axis=0))
 
 
 def _split(values: Array, groups: Sequence[Array]) -> list[Array]:
@@ -582,7 +587,7 @@ def energy_kinds(record: Record) -> dict[str, str]:
     has_cpu = reading is not None and reading.cpu_method != "none"
     has_ram = reading is not None and reading.ram_method != "none"
     return {
-        "gpu_energy_Wh": "measured" if record.ticks else "",
+        "gpu_energy_Wh": "measured" if record.counters else "",
         "cpu_energy_Wh": cpu_kind(reading.cpu_method) if reading and has_cpu else "",
         "ram_energy_Wh": "constant" if has_ram else "",
     }
@@ -624,7 +629,7 @@ def _steps(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
 
 
 def _mfu(record: Record, latency_s: float, root: Path) -> float:
-    """True work over what the accelerator could have done in the same time.
+    """True work over what the accelerator, or as many as it ran on, could have done in the same time.
 
     NaN on a nominal or unknown accelerator, and of a model that no closed forms count.
     """
@@ -638,7 +643,8 @@ def _mfu(record: Record, latency_s: float, root: Path) -> float:
     tokens = record.prompt.tokens if record.prompt else None
     size = (c.height, c.width, c.num_frames)
     work = true_work(model, *size, c.num_inference_steps, prompt_tokens=tokens)
-    return work.total_flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
+    boards = 1 + len(record.further_boards)
+    return work.total_flop / latency_s / (boards * accelerator.peak_bf16_dense_TFLOPs * 1e12)
 
 
 def _accelerator(record: Record, root: Path) -> Accelerator | None:

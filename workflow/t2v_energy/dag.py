@@ -22,7 +22,7 @@ SWEEP_FIGURES = {"resolution": "fig2", "frames": "fig3", "steps": "fig4"}
 """The study's figure of each of its sweeps; analysis/sweep_figure.py draws them."""
 OPERATORS = "operators"
 """The experiment of single operators (t2v_energy.measurement.operators)."""
-INTERVENTIONS = ("interventions", "token-merging")
+INTERVENTIONS = ("interventions", "token-merging", "context-parallel")
 """Experiments of changed pipelines."""
 CROSS_MODEL = "cross-model"
 """The experiment that measures every model at its defaults."""

@@ -1,11 +1,12 @@
 """What interventions save: measured against the unmodified pipeline, beside what was predicted.
 
-Experiments ``interventions`` and ``token-merging`` measure changed pipelines and, on the same board, the
-unmodified one: no interventions, torch's own attention kernel, the same model, size and steps.  Passes
-alternate, so each pass of a changed pipeline is divided by the same pass of its baseline: what drifts from
-pass to pass cancels.  Passes that ran on another board than their baseline's are left out where any ran on
-the same: boards of a model differ by more than many savings.  A ratio is the geometric mean over the passes,
-with / without.
+Experiments ``interventions``, ``token-merging`` and ``context-parallel`` measure changed pipelines and, on
+the same board, the unmodified one: no interventions, torch's own attention kernel, the same model, size and
+steps.  Passes alternate, so each pass of a changed pipeline is divided by the same pass of its baseline: what
+drifts from pass to pass cancels.  Passes that ran on another board than their baseline's are left out where
+any ran on the same: boards of a model differ by more than many savings.  A ratio is the geometric mean over
+the passes, with / without.  Where an intervention runs on several boards, its energy is that of all of them,
+and the baseline's that of the one which it ran on: what others draw in the meantime is not in it.
 
 Its 95 % interval (:func:`paired_ratio`) is of the passes' ratios from three passes on (Student's t over their
 logarithms); with fewer, of repetition within the passes (the two rows' relative intervals in quadrature); two
@@ -46,7 +47,7 @@ from t2v_energy.prediction.savings import (
     scales_of,
 )
 
-EXPERIMENTS = ("interventions", "token-merging")
+EXPERIMENTS = ("interventions", "token-merging", "context-parallel")
 FEWER_STEPS = "fewer-steps"
 LOSSY_KERNELS = ("sage",)
 """Attention kernels that compute in fewer bits; the others differ by rounding."""

@@ -288,7 +288,7 @@ def _whole(record: Record) -> Whole:
     found = generations(record.windows, record.spans)
     step_s = np.stack([g.step_durations_s for g in found])
     step_J, once_J = np.full(step_s.shape, nan), np.full(len(found), nan)
-    if record.ticks:
+    if record.ticks and not record.further_boards:  # steps of several boards are not told apart
         edges = [np.append(g.step_starts_s, g.loop_end_s) for g in found]
         windows = [[g.start_s, g.end_s] for g in found]
         start = np.concatenate([*(e[:-1] for e in edges), [w[0] for w in windows]])

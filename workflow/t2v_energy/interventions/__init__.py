@@ -30,6 +30,7 @@ class InterventionError(UserError):
 CATALOGUE = Path("config") / "interventions.yaml"
 KINDS: Mapping[str, str] = {
     "compile": "compiled.Compile",
+    "context-parallel": "context_parallel.ContextParallel",
     "fp8": "quantised.Fp8",
     "fused-qkv": "fused_qkv.FusedQkv",
     "int8": "quantised.Int8",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -40,12 +41,16 @@ class Expected(Strict):
 
 
 class Target(NamedTuple):
-    """A built pipeline and what is generated with it."""
+    """A built pipeline and what is generated with it.
+
+    ``further_boards`` are UUIDs of GPUs beside the pipeline's own that are reserved for it, and metered.
+    """
 
     pipeline: Any
     model: ModelFile
     configuration: Configuration
     device: str = "cpu"
+    further_boards: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> Any:
@@ -77,11 +82,13 @@ class Work:
 
     Attributes:
         features: work by class, arrays of shape (1,) (:func:`t2v_energy.prediction.features.features`).
+        bandwidth_TB_per_s: the accelerator's memory bandwidth (config/accelerators.yaml); NaN: not known.
     """
 
     model: ModelFile
     configuration: Configuration
     features: Features
+    bandwidth_TB_per_s: float = nan
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,11 @@ class Intervention(Strict):
 
     expected: Expected | None = Field(None, description="rates that no count of work gives")
     quality: Quality | None = Field(None, description="cited effect on the picture; null: we know none")
+
+    @property
+    def further_boards(self) -> int:
+        """GPUs that it needs beside the pipeline's own; their energy is part of the video's."""
+        return 0
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
         """Raise :class:`UserError` (see :meth:`refused`) for what it does not fit; needs no torch."""

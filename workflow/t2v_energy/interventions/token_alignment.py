@@ -47,7 +47,7 @@ class TokenAlignment(Intervention):
                 f"it splits cuDNN's attention, and attention_kernel is {configuration.attention_kernel!r}",
                 "leave attention_kernel out",
             )
-        tokens = _tokens(model, configuration)
+        tokens = attended_tokens(model, configuration)
         if tokens % self.multiple == 0:
             raise self.refused(
                 f"{tokens} tokens divide by {self.multiple} already", "leave it out for this size"
@@ -80,7 +80,7 @@ class TokenAlignment(Intervention):
         return with_added_traffic(work, added)
 
 
-def _tokens(model: ModelFile, configuration: Configuration) -> int:
+def attended_tokens(model: ModelFile, configuration: Configuration) -> int:
     """Length that self-attention sees: text beside video where they attend jointly."""
     from t2v_energy.work.architectures import latents
 

@@ -50,7 +50,7 @@ def first_free_lock(
     while not waiting:
         held = [device for device in devices if is_locked(device)]
         for device in devices:
-            with _attempt(device) as free:
+            with attempt(device) as free:
                 if free and usable(device):
                     yield device
                     return
@@ -64,8 +64,8 @@ def first_free_lock(
 
 
 @contextmanager
-def _attempt(device: str) -> Iterator[bool]:
-    """Hold the lock of ``device`` if nobody has it; whether it is held."""
+def attempt(device: str) -> Iterator[bool]:
+    """Hold the lock of ``device`` if nobody has it, without waiting; whether it is held."""
     descriptor = _open(_path(device))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -34,9 +34,14 @@ class _Reading:
 class NeighbourWatch:
     """Looks at every GPU of the host but ours, at the beginning and the end of a record."""
 
-    def __init__(self, own_uuid: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises :class:`~t2v_energy.metering.nvml.MeterError` where NVML does not answer."""
-        self._clock, self._stack = clock, ExitStack()
+    def __init__(
+        self, own_uuid: str, reserved: Collection[str] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``reserved`` are UUIDs of further GPUs whose locks are ours: held for records that run on them.
+
+        Raises :class:`~t2v_energy.metering.nvml.MeterError` where NVML does not answer.
+        """
+        self._clock, self._stack, self._reserved = clock, ExitStack(), reserved
         others = [found.uuid for found in list_devices() if found.uuid != own_uuid]
         self._devices = [self._stack.enter_context(NvmlDevice.open(uuid)) for uuid in others]
         self._before: list[_Reading] = []
@@ -49,11 +54,15 @@ class NeighbourWatch:
         """Look for the first time."""
         self._before = [self._look(device) for device in self._devices]
 
-    def end(self) -> list[Neighbour]:
-        """Look again; what happened in between, by GPU, in NVML's order."""
+    def end(self, used: Collection[str] = ()) -> list[Neighbour]:
+        """Look again; what happened in between, by GPU, in NVML's order.
+
+        Those of UUIDs ``used`` are left out: the record ran on them, they are no neighbours of it.
+        """
         return [
             _between(device, before, self._look(device))
             for device, before in zip(self._devices, self._before, strict=True)
+            if device.uuid not in used
         ]
 
     def _look(self, device: NvmlDevice) -> _Reading:
@@ -61,7 +70,8 @@ class NeighbourWatch:
             energy_mJ: int | None = device.energy_mJ()
         except MeterError:  # no counter, or lost: no concern of ours
             energy_mJ = None
-        busy = is_locked(device.uuid) or bool(device.processes())
+        locked = device.uuid not in self._reserved and is_locked(device.uuid)
+        busy = locked or bool(device.processes())
         return _Reading(self._clock(), energy_mJ, busy)
 
 

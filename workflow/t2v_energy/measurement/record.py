@@ -220,6 +220,15 @@ class Fidelity(Part):
     reference_temporal_flickering: float | None
 
 
+class Board(Part):
+    """A GPU that a measurement ran on, with its own counter and sensors; ``None``: it has none of these."""
+
+    gpu: Gpu
+    foreign_processes: list[Process] = []
+    ticks: Ticks | None = None
+    samples: Samples | None = None
+
+
 class Source(Part):
     """Where a merged record is from: campaign, file name and checksum (SHA-256) of what was first sealed."""
 
@@ -251,12 +260,20 @@ class Record(Filed):
     spans: Spans = Spans()
     ticks: Ticks | None = None
     samples: Samples | None = None
+    further_boards: list[Board] = []
     codecarbon: CodeCarbonReading | None = None
     memory: Memory = Memory()
     operators: Operators | None = None
     interventions: list[InterventionRecord] = []
     fidelity: Fidelity | None = None
     source: Source | None = None
+
+    @property
+    def counters(self) -> list[Ticks]:
+        """Ticks of all GPUs that the measurement ran on; empty unless every one has a counter."""
+        found = [self.ticks, *(board.ticks for board in self.further_boards)]
+        known = [ticks for ticks in found if ticks]
+        return known if len(known) == len(found) else []
 
     @property
     def file_name(self) -> str:

@@ -26,10 +26,11 @@ from t2v_energy.errors import UserError
 from t2v_energy.interventions import InterventionError, Named, applied, named, settings_of
 from t2v_energy.interventions.base import Target
 from t2v_energy.measurement.gpus import first_free_gpu
-from t2v_energy.measurement.lock import device_lock, first_free_lock
+from t2v_energy.measurement.lock import attempt, device_lock, first_free_lock
 from t2v_energy.measurement.neighbours import NeighbourLoad, NeighbourWatch
 from t2v_energy.measurement.progress import Progress
 from t2v_energy.measurement.record import (
+    Board,
     Fidelity,
     Gpu,
     InterventionRecord,
@@ -92,7 +93,7 @@ def measure_batch(
     if pending:
         check_disk(folder)
         with ExitStack() as stack:
-            session = _open_session(root, settings, plan, prompts, progress, stack)
+            session = _open_session(root, settings, plan, batch, prompts, progress, stack)
             session.save_videos = save_videos
             stack.callback(session.release)
             # Again, now that the device is ours: whoever had it may have measured what was missing.
@@ -211,21 +212,31 @@ def _write_index(folder: Path, batch: Batch) -> Path:
 
 
 def _open_session(
-    root: Path, settings: Settings, plan: Plan, prompts: Path, progress: Progress, stack: ExitStack
+    root: Path,
+    settings: Settings,
+    plan: Plan,
+    batch: Batch,
+    prompts: Path,
+    progress: Progress,
+    stack: ExitStack,
 ) -> Session:
     """Lock the device, see that it is ours alone and the right one, start the meter."""
     texts = {prompt.id: prompt.text for prompt in load_prompts(prompts)}
-    device = open_device(plan.campaign, settings.measure.allow_shared, progress.say, stack)
+    shared = settings.measure.allow_shared
+    device = open_device(plan.campaign, shared, progress.say, stack)
+    needed = max(further_boards(root, item) for item in batch.items)
+    further = _reserved(plan.campaign, needed, device, shared, progress.say, stack)
     load = _neighbours_load(plan, list(device.others), progress, stack)
     sampler = metered(device, plan.protocols, stack).sampler
+    further = [metered(board, plan.protocols, stack) for board in further]
     if sampler:
         progress.watts = lambda: sampler.latest_power_W
     watch: NeighbourWatch | None = None
     if device.gpu:
-        watch = NeighbourWatch(device.gpu.uuid)
+        watch = NeighbourWatch(device.gpu.uuid, _uuids(further))
         stack.callback(watch.close)
     opened = (device.gpu, device.index, device.foreign, sampler)
-    return Session(root, plan, texts, progress, *opened, watch=watch, load=load)
+    return Session(root, plan, texts, progress, *opened, watch=watch, load=load, further=further)
 
 
 @dataclass(frozen=True)
@@ -265,6 +276,51 @@ def metered(device: OpenDevice, protocols: ProtocolSettings, stack: ExitStack) -
     opener = partial(NvmlDevice.open, device.gpu.uuid)
     sampler = stack.enter_context(Sampler(opener, protocols.poll_s, protocols.sample_hz))
     return replace(device, sampler=sampler)
+
+
+def further_boards(root: Path, item: Item) -> int:
+    """GPUs that a configuration's interventions need beside the pipeline's own."""
+    entries = named(root, item.configuration.interventions, item.record)
+    return sum(entry.intervention.further_boards for entry in entries)
+
+
+def _reserved(
+    campaign: Campaign,
+    count: int,
+    device: OpenDevice,
+    allow_shared: bool,
+    say: Callable[[str], None],
+    stack: ExitStack,
+) -> list[OpenDevice]:
+    """So many further GPUs of the host, locked until ``stack`` closes; none on a CPU.
+
+    It does not wait for one: two batches that each hold a GPU would wait for each other's.
+
+    Raises:
+        UserError: there are not as many that are free and of the same model; or as :func:`_claim`.
+    """
+    from t2v_energy.metering.environment import foreign_processes
+
+    found: list[OpenDevice] = []
+    if device.gpu is None:
+        return found
+    for uuid in device.others:
+        if len(found) == count:
+            break
+        board = stack.enter_context(NvmlDevice.open(uuid))
+        usable = board.name == device.gpu.name and (allow_shared or not foreign_processes(board))
+        if usable and stack.enter_context(attempt(uuid)):
+            gpu, foreign = _claim(board, campaign, allow_shared)
+            found.append(OpenDevice(gpu, board.index, foreign))
+            say(f"further GPU: {uuid}")
+    if len(found) < count:
+        raise UserError(
+            f"interventions need {1 + count} GPUs of one model, and {1 + len(found)} of this host are free",
+            where="CUDA_VISIBLE_DEVICES",
+            remedy="let it see more (unset the variable), wait for the other GPUs, or measure it on a host "
+            "with several",
+        )
+    return found
 
 
 def _neighbours_load(
@@ -343,10 +399,11 @@ class Session:
     save_videos: bool = False
     watch: NeighbourWatch | None = None
     load: NeighbourLoad | None = None
+    further: Sequence[OpenDevice] = ()
     _frames: Any = None
     _pipeline: Any = None
     _built: str = ""
-    _codecarbon: Any = None
+    _codecarbon: dict[int, Any] = field(default_factory=dict)
     _outputs: dict[tuple[Any, int], Any] = field(default_factory=dict)
 
     def release(self) -> None:
@@ -375,22 +432,23 @@ class Session:
             pipeline, model, item.configuration, text, device, self.save_videos, item.protocols.fidelity
         )
         entries = named(self.root, item.configuration.interventions, item.record)
-        target = Target(pipeline, model, item.configuration, device)
+        boards = self._boards(item)
+        target = Target(pipeline, model, item.configuration, device, _uuids(boards))
         run = Run(subject, recorder, item.protocols, partial(self._generation_done, item))
         self.progress.started(item)
         if self.load and item.configuration.neighbour:
             self.load.set(item.configuration.neighbour)
         origin = Origin(utc=datetime.now(UTC).isoformat(), monotonic_s=time.monotonic())
+        for sampler in self._samplers():
+            sampler.drain()
         if self.sampler:
-            self.sampler.drain()
             time.sleep(SETTLE_S)
         if self.watch:
             self.watch.begin()
         error: str | None = None
         evidence: dict[str, dict[str, float]] = {}
-        carbon = self._tracker()
+        carbon, reading = self._tracker(boards), None
         self._idle(run, "idle_before")
-        carbon.start(item.record)
         try:
             with (
                 applied(entries, target) as changes,
@@ -398,7 +456,11 @@ class Session:
                 torch.inference_mode(False),
                 torch.no_grad(),
             ):
-                PROTOCOLS[item.protocol](run)
+                carbon.start(item.record)  # now: starting further ranks is no part of its window
+                try:
+                    PROTOCOLS[item.protocol](run)
+                finally:
+                    reading = carbon.stop(item.record)
                 evidence = changes.evidence()
                 changes.check()
         except torch.OutOfMemoryError as out_of_memory:
@@ -409,20 +471,18 @@ class Session:
             if not entries:
                 raise
             raise _failed(entries, failure) from failure
-        finally:
-            reading = carbon.stop(item.record)
         if error:
             gc.collect()
             torch.cuda.empty_cache()
         self._idle(run, "idle_after")
-        neighbours = self.watch.end() if self.watch else []
+        neighbours = self.watch.end(_uuids(boards)) if self.watch else []
         if self.load:
             self.load.check()
         self._frames = subject.frames
         operators = self._profiled(item, run) if item.protocols.profile and not error else None
         fidelity = self._compared(item, run) if item.protocols.fidelity and not error else None
         record = self._record(
-            item, origin, run, recorder, reading, error, pipeline, text, operators, neighbours
+            item, origin, run, recorder, reading, error, pipeline, text, operators, neighbours, boards
         )
         done = [_describe_intervention(entry, evidence.get(entry.name, {})) for entry in entries]
         return record.model_copy(update={"interventions": done, "fidelity": fidelity})
@@ -436,7 +496,8 @@ class Session:
         self.progress.say("  profiling one step")
         subject = run.subject
         entries = named(self.root, item.configuration.interventions, item.record)
-        target = Target(subject.pipeline, subject.model, item.configuration, subject.device)
+        used = _uuids(self._boards(item))
+        target = Target(subject.pipeline, subject.model, item.configuration, subject.device, used)
         try:
             with applied(entries, target), run.recorder.attached(), torch.no_grad():
                 return profile_generation(run.subject.generate, run.recorder)
@@ -495,9 +556,9 @@ class Session:
         self.progress.say(f"  video: {path.relative_to(self.root)}")
 
     def _generation_done(self, item: Item, text: str) -> None:
-        """Tell the user, and stop at once if the meter has failed."""
-        if self.sampler:
-            self.sampler.check()
+        """Tell the user, and stop at once if a meter has failed."""
+        for sampler in self._samplers():
+            sampler.check()
         self.progress.generation(item, text)
 
     def _prompt(self, item: Item) -> str:
@@ -555,13 +616,23 @@ class Session:
         time.sleep(run.settings.idle_s)
         run.add(kind, 0, start_s, time.monotonic())
 
-    def _tracker(self) -> Any:
-        """CodeCarbon's tracker, built when first needed."""
+    def _boards(self, item: Item) -> Sequence[OpenDevice]:
+        """The further GPUs that a configuration runs on."""
+        return self.further[: further_boards(self.root, item)]
+
+    def _samplers(self) -> list[Sampler]:
+        """The meters of all GPUs that are reserved."""
+        found = [self.sampler, *(board.sampler for board in self.further)]
+        return [sampler for sampler in found if sampler]
+
+    def _tracker(self, boards: Sequence[OpenDevice]) -> Any:
+        """CodeCarbon's tracker of our GPU and of further ``boards``, built when first needed."""
         from t2v_energy.metering.codecarbon import CodeCarbon
 
-        if self._codecarbon is None:
-            self._codecarbon = CodeCarbon(self.gpu_index)
-        return self._codecarbon
+        if len(boards) not in self._codecarbon:
+            indices = [self.gpu_index, *(board.index for board in boards)]
+            self._codecarbon[len(boards)] = CodeCarbon([index for index in indices if index is not None])
+        return self._codecarbon[len(boards)]
 
     def _record(
         self,
@@ -575,6 +646,7 @@ class Session:
         text: str,
         operators: Any,
         neighbours: list[Neighbour],
+        boards: Sequence[OpenDevice],
     ) -> Record:
         from t2v_energy.metering.environment import describe
         from t2v_energy.metering.spans import shifted
@@ -609,12 +681,30 @@ class Session:
             spans=shifted(recorder.spans, zero),
             ticks=ticks.shifted(zero) if ticks else None,
             samples=samples.shifted(zero) if samples else None,
+            further_boards=[board for board in (_read(b, last_s, zero) for b in boards) if board],
             codecarbon=reading,
             memory=Memory(allocated_B=recorder.allocated_B, reserved_B=recorder.reserved_B),
             operators=operators,
         )
         flags = [f"{f.rule}: {f.detail}" for f in check(record, campaign.gpu_name) if f.level != "ok"]
         return record.model_copy(update={"flags": flags})
+
+
+def _uuids(boards: Sequence[OpenDevice]) -> tuple[str, ...]:
+    return tuple(board.gpu.uuid for board in boards if board.gpu)
+
+
+def _read(board: OpenDevice, last_s: float, zero_s: float) -> Board | None:
+    """What the meter of a further GPU has read up to ``last_s``, in seconds after ``zero_s``."""
+    if board.gpu is None or board.sampler is None:
+        return None
+    ticks, samples = board.sampler.drain(past_s=last_s)
+    return Board(
+        gpu=board.gpu,
+        foreign_processes=list(board.foreign),
+        ticks=ticks.shifted(zero_s),
+        samples=samples.shifted(zero_s),
+    )
 
 
 def _failed(entries: Sequence[Named], failure: Exception) -> InterventionError:

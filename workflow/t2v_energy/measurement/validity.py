@@ -22,6 +22,7 @@ from t2v_energy.measurement.composition import (
 from t2v_energy.measurement.operator_record import OperatorRecord, is_operator_record
 from t2v_energy.measurement.record import (
     LOOP_STAGES,
+    Board,
     Neighbour,
     Operators,
     Record,
@@ -63,6 +64,8 @@ CLOCK_REASONS = {
 ALLOWED_REASONS = 0x001 | 0x002 | 0x004
 
 Level = Literal["ok", "flag", "invalid"]
+LEVELS: tuple[Level, ...] = ("ok", "flag", "invalid")
+"""From good to bad."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,20 @@ def _loops_closure(record: OperatorRecord, windows: list[tuple[float, float]]) -
     return _counted(record, windows[0][0], windows[-1][1])
 
 
+def _boards(record: Record | OperatorRecord) -> list[Board]:
+    """Every GPU that the record is of, the pipeline's own first; none on a CPU."""
+    environment = record.environment
+    if environment.gpu is None:
+        return []
+    own = Board(
+        gpu=environment.gpu,
+        foreign_processes=environment.foreign_processes,
+        ticks=record.ticks,
+        samples=record.samples,
+    )
+    return [own, *(record.further_boards if isinstance(record, Record) else ())]
+
+
 def _limited(rule: str, worse: Level, what: str, percent: float, limit: float, digits: int = 2) -> Finding:
     """A finding on a percentage that must not exceed ``limit``; one that is not a number exceeds it."""
     level: Level = "ok" if percent <= limit else worse
@@ -185,17 +202,20 @@ def _limited(rule: str, worse: Level, what: str, percent: float, limit: float, d
 
 
 def _gpu(record: Record | OperatorRecord, expected: str | None) -> Finding:
-    gpu = record.environment.gpu
-    name = gpu.name if gpu else "no GPU"
+    names = sorted({board.gpu.name for board in _boards(record)}) or ["no GPU"]
+    name = " and ".join(names)
     if expected is None:
-        return Finding("gpu_name", "ok", f"{name}; the campaign names none")
+        level: Level = "ok" if len(names) == 1 else "invalid"
+        return Finding("gpu_name", level, f"{name}; the campaign names none")
     return Finding(
-        "gpu_name", "ok" if name == expected else "invalid", f"{name}; the campaign is on {expected}"
+        "gpu_name", "ok" if names == [expected] else "invalid", f"{name}; the campaign is on {expected}"
     )
 
 
 def _foreign_processes(record: Record | OperatorRecord) -> Finding:
-    foreign = record.environment.foreign_processes
+    further = record.further_boards if isinstance(record, Record) else ()
+    on_further = [process for board in further for process in board.foreign_processes]
+    foreign = [*record.environment.foreign_processes, *on_further]
     listed = ", ".join(
         f"pid {p.pid}" + (f" ({p.used_MiB:.0f} MiB)" if p.used_MiB is not None else "") for p in foreign
     )
@@ -237,26 +257,36 @@ def _closure(record: Record, found: list[Generation]) -> Finding:
 
 
 def _counted(record: Record | OperatorRecord, start_s: float, end_s: float) -> Finding:
-    """Two instruments, one energy: the counter, and the integral of instantaneous power."""
-    rule = "closure"
-    if record.environment.gpu is None:
-        return Finding(rule, "ok", "not checked: no GPU, hence no counter")
-    if not record.ticks:
+    """Two instruments, one energy: the counter, and the integral of instantaneous power, of every board."""
+    boards = _boards(record)
+    if not boards:
+        return Finding("closure", "ok", "not checked: no GPU, hence no counter")
+    found = [_counted_board(board, start_s, end_s) for board in boards]
+    if len(found) == 1:
+        return found[0]
+    worst = max((finding.level for finding in found), key=LEVELS.index)
+    details = (f"{board.gpu.uuid}: {f.detail}" for board, f in zip(boards, found, strict=True))
+    return Finding("closure", worst, "; ".join(details))
+
+
+def _counted_board(board: Board, start_s: float, end_s: float) -> Finding:
+    rule, ticks, samples = "closure", board.ticks, board.samples
+    if not ticks:
         return Finding(
             rule, "flag", "not checked: the energy counter was not read, there is no measured energy"
         )
     try:
-        counter_J = energy_J(record.ticks, start_s, end_s).value_J
-        if not record.samples or not _has_power(record.samples):
+        counter_J = energy_J(ticks, start_s, end_s).value_J
+        if not samples or not _has_power(samples):
             return Finding(rule, "flag", "not checked: instantaneous power was not read")
         if end_s - start_s < MIN_CLOSURE_S:
             return Finding(rule, "ok", f"not checked: {end_s - start_s:.2f} s, from {MIN_CLOSURE_S:g} s on")
-        integral_J = power_integral_J(record.samples, start_s, end_s, power="instant")
+        integral_J = power_integral_J(samples, start_s, end_s, power="instant")
     except UserError as error:
         return Finding(rule, "invalid", error.what)
     percent = 100 * abs(counter_J / integral_J - 1) if integral_J > 0 else np.nan
     what = f"counter {counter_J:.1f} J, integral of power {integral_J:.1f} J: they differ by"
-    uncertain = CLOSURE_STANDARD_ERRORS * snapshot_error_percent(record.samples, start_s, end_s)
+    uncertain = CLOSURE_STANDARD_ERRORS * snapshot_error_percent(samples, start_s, end_s)
     return _limited(rule, "invalid", what, percent, max(MAX_CLOSURE_PERCENT, uncertain))
 
 
@@ -298,14 +328,16 @@ def _throttling(record: Record, found: list[Generation]) -> Finding:
 
 
 def _throttled(record: Record | OperatorRecord, windows: list[tuple[float, float]]) -> Finding:
-    rule, on_cpu = "throttling", record.environment.gpu is None
-    seen = _reasons_during(record.samples, windows) if record.samples else np.empty(0, dtype=np.int64)
-    if not seen.size:
-        why = "no GPU" if on_cpu else "no clock reasons were read during the measurement"
-        return Finding(rule, "ok" if on_cpu else "flag", f"not checked: {why}")
+    rule, boards = "throttling", _boards(record)
+    if not boards:
+        return Finding(rule, "ok", "not checked: no GPU")
+    of_each = [_reasons_during(board.samples, windows) for board in boards]
+    seen = np.concatenate(of_each)
     refused = seen & ~ALLOWED_REASONS
     names = ", ".join(_named_bits(int(np.bitwise_or.reduce(refused))))
     count = np.count_nonzero(refused)
+    if not count and not all(reasons.size for reasons in of_each):
+        return Finding(rule, "flag", "not checked: no clock reasons were read during the measurement")
     return Finding(
         rule,
         "invalid" if count else "ok",
@@ -342,8 +374,10 @@ def profile_excess(windows: Windows, spans: Spans, profile: Operators) -> tuple[
     return worst
 
 
-def _reasons_during(samples: Samples, windows: list[tuple[float, float]]) -> NDArray[np.int64]:
+def _reasons_during(samples: Samples | None, windows: list[tuple[float, float]]) -> NDArray[np.int64]:
     """The bit masks that were read during one of the windows (start and end, s)."""
+    if samples is None:
+        return np.empty(0, dtype=np.int64)
     reasons = np.array([-1 if r is None else r for r in samples.throttle_reasons], dtype=np.int64)
     time_s = np.asarray(samples.time_s, dtype=np.float64)[reasons >= 0]
     reasons = reasons[reasons >= 0]

@@ -7,6 +7,7 @@ CodeCarbon adds three parts that are not equally real: the GPU's energy counter 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from t2v_energy.measurement.record import CodeCarbonReading
@@ -17,10 +18,10 @@ WH_PER_KWH = 1000.0
 class CodeCarbon:
     """CodeCarbon's offline tracker: one task window from a record's first warm-up to its last generation."""
 
-    def __init__(self, gpu_index: int | None) -> None:
-        """``gpu_index`` is NVML's index of our GPU (resolved from its UUID), or None without a GPU.
+    def __init__(self, gpu_indices: Sequence[int]) -> None:
+        """``gpu_indices`` are NVML's of our GPUs (resolved from their UUIDs); none without a GPU.
 
-        CodeCarbon is given the index and not the UUID: release 3.3 strips the characters of "MIG-"
+        CodeCarbon is given an index and not the UUID: release 3.3 strips the characters of "MIG-"
         from a UUID's start, turns ``GPU-…`` into ``PU-…``, finds no such GPU and reports zero.
         """
         import codecarbon
@@ -29,7 +30,7 @@ class CodeCarbon:
         self._version = codecarbon.__version__
         self._tracker = codecarbon.OfflineEmissionsTracker(
             country_iso_code="FRA",  # only its carbon figure depends on this, and we do not use that
-            gpu_ids=[gpu_index] if gpu_index is not None else [],
+            gpu_ids=list(gpu_indices),
             tracking_mode="machine",
             measure_power_secs=1,
             save_to_file=False,

@@ -38,6 +38,7 @@ from t2v_energy.config import (
     Key,
     Positive,
     Strict,
+    load_accelerator,
     load_model,
     parse,
     read_yaml,
@@ -330,7 +331,7 @@ def effect_of(
         UserError: see :func:`predict_savings`.
     """
     model = load_model(root, configuration.model)
-    work = Work(model, configuration, features)
+    work = Work(model, configuration, features, load_accelerator(root, accelerator).bandwidth_TB_per_s)
     effect, rate_sd = Effect(), 0.0
     if configuration.attention_kernel is not None:
         effect, rate_sd = _kernel_effect(root, accelerator, configuration, features)
