@@ -181,6 +181,13 @@ class TestConfigurations:
         assert row["gpu_energy_Wh_ci95"] == pytest.approx(half_width * LOOP_W / 3600, rel=1e-3)
         assert row["flags"] == "flag:step_sem"
 
+    def test_one_step_alone_has_no_standard_error(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(steps=1, step_s=(0.5,)))
+        assert row["flags"] == "flag:step_sem"
+        assert np.isnan(row["step_time_sem_percent"])
+        as_text = pd.read_csv(tmp_path / "built" / "configurations.csv", dtype=str, keep_default_na=False)
+        assert as_text["step_time_sem_percent"].tolist() == [""]
+
     def test_several_generations_may_be_one_repetition(self, tmp_path: Path) -> None:
         """As with clips of half a second: means, spread and number are the repetitions'."""
         whole = configuration(num_inference_steps=4)
