@@ -334,9 +334,7 @@ class TestCommand:
         assert state == "nothing left to measure: 2 sealed, 1 sealed without it"
         assert closed.startswith("a seal closes an experiment")
 
-    def test_a_sealed_campaign_that_ships_lists_what_it_has(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_sealed_campaign_that_ships_lists_what_it_has(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["--root", str(tiny.ROOT), "plan", "--campaign", "h100"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len([line for line in lines if line.endswith("  sealed")]) == int(lines[0].split()[2])
