@@ -184,7 +184,9 @@ def executed_attention_flop(
     Fused kernels work on tiles: heads of 40 cost what heads of 64 do, and the 16 frames that a pixel attends
     to cost a tile.
     """
-    return by_level(config, frames, text_tokens).at(rows, columns)[2]
+    c = settings(config)
+    motion, spatial = _executed_attention(c, frames)
+    return _tiled(motion, spatial, _filled(text_tokens, TILE_TOKENS), _level_pixels(c, rows, columns))
 
 
 class ByLevel(NamedTuple):
@@ -215,8 +217,7 @@ class ByLevel(NamedTuple):
 
     def attention_flop(self, pixels: Sequence[int]) -> int:
         """QKᵀ and PV as executed (:func:`executed_attention_flop`) at ``pixels`` of each level."""
-        filled = [_filled(p, TILE_TOKENS) for p in pixels]
-        return _weighted(self.motion, pixels) + _weighted(self.spatial, [p * (p + self.text) for p in filled])
+        return _tiled(self.motion, self.spatial, self.text, pixels)
 
     def at(self, rows: int, columns: int) -> tuple[int, int, int]:
         """Dense products, convolutions and attention as executed of ``rows`` × ``columns`` latent pixels."""
@@ -227,12 +228,8 @@ class ByLevel(NamedTuple):
 def by_level(config: Mapping[str, Any], frames: int, text_tokens: int) -> ByLevel:
     """What the sizes of a length share, so that none has to go through the blocks again."""
     c = settings(config)
-    heads, levels = c["attention_head_dim"], len(c["block_out_channels"])  # the former's name misleads
-    side, motion, spatial = _filled(frames, TILE_TOKENS), [0] * levels, [0] * levels
-    for block in blocks(c):
-        width = heads * _filled(block.outputs // heads, TILE_HEAD)
-        motion[block.level] += block.moves * 2 * product_flop(side, side, width)
-        spatial[block.level] += block.attends * frames * product_flop(1, 1, width)
+    levels = len(c["block_out_channels"])
+    motion, spatial = _executed_attention(c, frames)
     constant = _dense_flop(c, frames, [0] * levels, text_tokens)
     one_pixel = [[int(level == other) for other in range(levels)] for level in range(levels)]
     return ByLevel(
@@ -243,6 +240,23 @@ def by_level(config: Mapping[str, Any], frames: int, text_tokens: int) -> ByLeve
         spatial=spatial,
         text=_filled(text_tokens, TILE_TOKENS),
     )
+
+
+def _executed_attention(c: Mapping[str, Any], frames: int) -> tuple[list[int], list[int]]:
+    """``motion`` and ``spatial`` of :class:`ByLevel`."""
+    heads, levels = c["attention_head_dim"], len(c["block_out_channels"])  # the former's name misleads
+    side, motion, spatial = _filled(frames, TILE_TOKENS), [0] * levels, [0] * levels
+    for block in blocks(c):
+        width = heads * _filled(block.outputs // heads, TILE_HEAD)
+        motion[block.level] += block.moves * 2 * product_flop(side, side, width)
+        spatial[block.level] += block.attends * frames * product_flop(1, 1, width)
+    return motion, spatial
+
+
+def _tiled(motion: Sequence[int], spatial: Sequence[int], text: int, pixels: Sequence[int]) -> int:
+    """QKᵀ and PV as executed at ``pixels`` of each level, with ``text`` keys beside them, filled up."""
+    filled = [_filled(p, TILE_TOKENS) for p in pixels]
+    return _weighted(motion, pixels) + _weighted(spatial, [p * (p + text) for p in filled])
 
 
 def _weighted(weights: Sequence[int], values: Sequence[int]) -> int:

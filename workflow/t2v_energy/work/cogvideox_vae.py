@@ -10,6 +10,7 @@ Tiled decoding (``enable_tiling``) repeats the overlaps and is not counted here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import log2
 from typing import Any
@@ -81,7 +82,10 @@ def chunks(frames: int) -> list[int]:
 def decode_flop(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:
     """FLOP of decoding a latent of ``frames`` × ``rows`` × ``columns``."""
     pixels = rows * columns
-    return sum(x.flop for chunk in chunks(frames) for x in decoder_convolutions(config, chunk, pixels))
+    return sum(
+        times * sum(x.flop for x in decoder_convolutions(config, chunk, pixels))
+        for chunk, times in Counter(chunks(frames)).items()
+    )
 
 
 def decoder_convolutions(config: Mapping[str, Any], frames: int, pixels: int) -> Iterator[Convolution]:
