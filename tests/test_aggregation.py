@@ -29,9 +29,18 @@ from records import (
     write,
 )
 from t2v_energy.aggregation import aggregate, merged_estimate
-from t2v_energy.config import load_model
+from t2v_energy.config import load_accelerator, load_model
 from t2v_energy.errors import UserError
-from t2v_energy.measurement.record import Record, Spans, Windows, record_paths, to_json
+from t2v_energy.interventions.base import Work
+from t2v_energy.interventions.vae_tiling import VaeTiling
+from t2v_energy.measurement.record import (
+    InterventionRecord,
+    Record,
+    Spans,
+    Windows,
+    record_paths,
+    to_json,
+)
 from t2v_energy.work import true_work
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +190,13 @@ class TestConfigurations:
         assert row["gpu_energy_Wh_ci95"] == pytest.approx(half_width * LOOP_W / 3600, rel=1e-3)
         assert row["flags"] == "flag:step_sem"
 
+    def test_one_step_alone_has_no_standard_error(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(steps=1, step_s=(0.5,)))
+        assert row["flags"] == "flag:step_sem"
+        assert np.isnan(row["step_time_sem_percent"])
+        as_text = pd.read_csv(tmp_path / "built" / "configurations.csv", dtype=str, keep_default_na=False)
+        assert as_text["step_time_sem_percent"].tolist() == [""]
+
     def test_several_generations_may_be_one_repetition(self, tmp_path: Path) -> None:
         """As with clips of half a second: means, spread and number are the repetitions'."""
         whole = configuration(num_inference_steps=4)
@@ -246,6 +262,57 @@ class TestConfigurations:
         row = one_row(tmp_path, make_record())
         work = true_work(load_model(ROOT, "wan2.1-t2v-1.3b"), 480, 832, 81, 50)
         assert row["mfu"] == pytest.approx(work.total_flop / LATENCY_S / 989.5e12, rel=1e-3)
+
+    @staticmethod
+    def of_interventions(*entries: InterventionRecord) -> Record:
+        config = configuration(interventions=tuple(entry.name for entry in entries))
+        return make_record(config=config, interventions=list(entries))
+
+    def test_mfu_counts_what_interventions_leave(self, tmp_path: Path) -> None:
+        settings = {"interval": 2, "order": 0, "first_steps": 4}
+        entries = (
+            InterventionRecord(name="t", kind="taylorseer", settings=settings),
+            InterventionRecord(name="g", kind="cfg-truncation", settings={"fraction": 0.5}),
+        )
+        row = one_row(tmp_path, self.of_interventions(*entries))
+        work = true_work(load_model(ROOT, "wan2.1-t2v-1.3b"), 480, 832, 81, 50)
+        # computed: the first 4 steps, then every second, and the last; after step 24 of one branch alone
+        run = [step for step in range(50) if step < 4 or step % 2 or step == 49]
+        calls = len(run) + len([step for step in run if step < 25])
+        once = work.flop["vae"] + work.flop["text_encoder"]
+        left = once + (work.total_flop - once) * calls / 100
+        mfu = row["mfu"] * LATENCY_S * 989.5e12
+        assert mfu == pytest.approx(left, rel=1e-3), "embeddings of skipped calls are a trifle"
+        assert mfu < 0.5 * work.total_flop
+
+    def test_mfu_counts_what_tiles_add_by_their_name_alone(self, tmp_path: Path) -> None:
+        """Records of the first campaigns have no settings of their interventions."""
+        row = one_row(tmp_path, make_record(config=configuration(interventions=("vae-tiling",))))
+        model = load_model(ROOT, "wan2.1-t2v-1.3b")
+        work = true_work(model, 480, 832, 81, 50)
+        tiled = VaeTiling().work_ratios(Work(model, configuration(), None))["vae"]  # type: ignore[arg-type]
+        flop = work.total_flop + (tiled - 1) * work.flop["vae"]
+        assert tiled > 1.1
+        peak = load_accelerator(ROOT, "h200").peak_bf16_dense_TFLOPs * 1e12
+        assert row["mfu"] == pytest.approx(flop / LATENCY_S / peak, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            (InterventionRecord(name="x", kind="no-such-kind"),),
+            (InterventionRecord(name="x", kind="taylorseer", settings={"intervals": 2}),),
+        ],
+        ids=["kind", "setting"],
+    )
+    def test_mfu_of_unknown_interventions_is_empty(
+        self, tmp_path: Path, entries: tuple[InterventionRecord, ...]
+    ) -> None:
+        assert pd.isna(one_row(tmp_path, self.of_interventions(*entries))["mfu"])
+
+    def test_mfu_of_an_unknown_name_without_settings_is_empty(self, tmp_path: Path) -> None:
+        row = one_row(tmp_path, make_record(config=configuration(interventions=("forgotten",))))
+        assert pd.isna(row["mfu"])
+        assert row["latency_s"] > 0
 
     def test_memory_is_the_highest_stage(self, tmp_path: Path) -> None:
         row = one_row(tmp_path, make_record())

@@ -299,6 +299,7 @@ class TestCommand:
             assert line.endswith("  to measure")
         assert len({len(line) for line in lines[2:5]}) == 1
         assert lines[5].split() == ["still", "to", "measure", f"{plan.batches[0].measure_s:.0f}"]
+        assert lines[6:] == ["3 to measure; none measured"]
 
     def test_what_is_measured_or_sealed_is_not_counted(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -306,14 +307,47 @@ class TestCommand:
         plan = planned(tmp_path)
         folder = tmp_path / "results" / "raw" / "tiny" / "resolution"
         folder.mkdir(parents=True)
+        first, *others = plan.batches[0].items
+        for item in others:
+            (folder / item.record).touch()
+        *_, total, states = self.printed(capsys, tmp_path).splitlines()
+        assert total.split()[-1] == f"{first.measure_s:.0f}"
+        assert states == "1 to measure; 2 measured"
+
+    def test_a_plan_with_nothing_left_says_so(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        plan = planned(tmp_path)
+        folder = tmp_path / "results" / "raw" / "tiny" / "resolution"
+        folder.mkdir(parents=True)
         for item in plan.batches[0].items:
             (folder / item.record).touch()
-        assert [line.split()[-1] for line in self.printed(capsys, tmp_path).splitlines()[2:]] == [
-            *["measured"] * 3,
-            "0",
-        ]
+        lines = self.printed(capsys, tmp_path).splitlines()
+        assert [line.split()[-1] for line in lines[2:5]] == ["measured"] * 3
+        assert lines[5:] == ["nothing left to measure: 3 measured"]
         (folder / "SHA256SUMS").touch()
-        assert self.printed(capsys, tmp_path).splitlines()[2].endswith("  sealed")
+        lines = self.printed(capsys, tmp_path).splitlines()
+        assert lines[2].endswith("  sealed")
+        assert lines[5:] == ["nothing left to measure: 3 sealed"]
+        (folder / plan.batches[0].items[0].record).unlink()
+        state, closed = self.printed(capsys, tmp_path).splitlines()[5:]
+        assert state == "nothing left to measure: 2 sealed, 1 sealed without it"
+        assert closed.startswith("a seal closes an experiment")
+
+    def test_a_sealed_campaign_that_ships_lists_what_it_has(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["--root", str(tiny.ROOT), "plan", "--campaign", "h100"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len([line for line in lines if line.endswith("  sealed")]) == int(lines[0].split()[2])
+        assert lines[-1] == f"nothing left to measure: {lines[0].split()[2]} sealed"
+
+    def test_of_others_tables_it_says_what_builds_them(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """They have no experiments: a table of no rows says nothing."""
+        assert cli.main(["--root", str(tiny.ROOT), "plan", "--campaign", "published-h100"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("campaign published-h100: tables that others published, nothing to measure")
+        assert line.endswith(
+            "`snakemake --cores all --config campaign=published-h100` fetches and builds them"
+        )
 
 
 class TestCrossModel:

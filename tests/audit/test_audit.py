@@ -129,6 +129,8 @@ def test_sizes_that_the_pipeline_refuses_or_changes(read: Read) -> None:
     assert "1980" in refused.evidence
     (frames,) = checks.sizes_not_run(read([row("Mochi-1-preview", size=(480, 848, 84, 64))]))
     assert frames.numbers == {"asked": 84, "made": 79}
+    (longer,) = checks.sizes_not_run(read([row("CogVideoX-2b", size=(480, 720, 45, 50))]))
+    assert longer.numbers == {"asked": 45, "made": 48}
     (sides,) = checks.sizes_not_run(read([ltx()]))
     assert sides.numbers == {"height": 640, "width": 896}
     assert checks.sizes_not_run(read([row("WAN2.1-T2V-1.3B", size=(720, 1280, 81, 50))])) == []

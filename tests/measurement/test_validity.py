@@ -157,7 +157,12 @@ class TestStepError:
         assert levels(make_record(**uneven))["step_sem"] == "flag"
 
     def test_one_step_cannot_pass(self) -> None:
-        assert levels(make_record(steps=1, step_s=(0.5,)))["step_sem"] == "flag"
+        assert finding(make_record(steps=1, step_s=(0.5,)), "step_sem") == Finding(
+            "step_sem", "flag", "not checked: one step has no standard error of the mean step time"
+        )
+
+    def test_no_finding_of_one_step_shows_what_is_not_a_number(self) -> None:
+        assert not [f for f in check(make_record(steps=1, step_s=(0.5,))) if "nan" in f.detail]
 
 
 class TestStepErrorWithInterventions:

@@ -93,7 +93,7 @@ class TestFeatures:
             (WAN, ((304, 1008, 21), (1088, 1920, 81), (16, 16, 1))),
             ("ltx-video-0.9.7-dev", ((512, 704, 121), (64, 96, 9), (1088, 1920, 161))),
             ("cogvideox-5b", ((480, 720, 49), (64, 48, 9))),
-            ("mochi-1-preview", ((480, 848, 79), (64, 48, 7))),
+            ("mochi-1-preview", ((480, 848, 79), (64, 48, 7), (720, 1280, 61))),
         ],
     )
     def test_polynomials_hold_where_they_were_not_derived(

@@ -34,6 +34,7 @@ from scipy.stats import t as student_t
 
 from t2v_energy.config import Accelerator, load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
+from t2v_energy.interventions.executed_work import executed_flop
 from t2v_energy.measurement.composition import (
     CONFIDENCE,
     Array,
@@ -51,7 +52,6 @@ from t2v_energy.measurement.validity import check
 from t2v_energy.metering.attribution import energies_J
 from t2v_energy.metering.codecarbon import cpu_kind
 from t2v_energy.parallel import mapped
-from t2v_energy.work import true_work
 
 PORTION = 50
 """Records that are read at once."""
@@ -629,22 +629,25 @@ def _steps(passes: list[_Measurement], videos: Columns) -> dict[str, float]:
 
 
 def _mfu(record: Record, latency_s: float, root: Path) -> float:
-    """True work over what the accelerator, or as many as it ran on, could have done in the same time.
+    """Executed work over what the accelerator, or as many as it ran on, could have done in the same time.
 
-    NaN on a nominal or unknown accelerator, and of a model that no closed forms count.
+    NaN on a nominal or unknown accelerator, of a model that no closed forms count, and of interventions
+    whose work is not known.
     """
     accelerator = _accelerator(record, root)
     if accelerator is None:
         return nan
-    c = record.configuration
-    model = load_model(root, c.model)
-    if accelerator.nominal or record.status != "ok" or model.architecture == "other":
+    counted = load_model(root, record.configuration.model).architecture != "other"
+    if accelerator.nominal or record.status != "ok" or not counted:
         return nan
-    tokens = record.prompt.tokens if record.prompt else None
-    size = (c.height, c.width, c.num_frames)
-    work = true_work(model, *size, c.num_inference_steps, prompt_tokens=tokens)
+    try:
+        flop = executed_flop(root, record)
+    except UserError:
+        if record.configuration.interventions:  # of a kind or with settings that this version does not know
+            return nan
+        raise
     boards = 1 + len(record.further_boards)
-    return work.total_flop / latency_s / (boards * accelerator.peak_bf16_dense_TFLOPs * 1e12)
+    return flop / latency_s / (boards * accelerator.peak_bf16_dense_TFLOPs * 1e12)
 
 
 def _accelerator(record: Record, root: Path) -> Accelerator | None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -311,6 +312,12 @@ def _plan(options: argparse.Namespace) -> None:
             json.dumps({"campaign": plan.campaign.key, "kind": "modelled", "configurations": known}, indent=1)
         )
         return
+    if plan.campaign.sources:
+        print(
+            f"campaign {plan.campaign.key}: tables that others published, nothing to measure; "
+            f"`snakemake --cores all --config campaign={plan.campaign.key}` fetches and builds them"
+        )
+        return
     counts = f"{len(rows)} measurements in {len(plan.batches)} batches"
     print(f"campaign {plan.campaign.key}: {counts} (modelled costs)")
     print(
@@ -323,8 +330,20 @@ def _plan(options: argparse.Namespace) -> None:
             f"{row['pass']:>4}{row['predicted_latency_s']:>9.1f}{row['predicted_gpu_energy_Wh']:>10.3f}"
             f"{row['predicted_memory_GiB']:>7.1f}{row['predicted_measure_s']:>14.0f}  {row['state']}"
         )
-    left_s = sum(r["predicted_measure_s"] for r in rows if r["state"] == "to measure")
-    print(f"{'still to measure':<120}{left_s:>14.0f}")
+    _print_states(rows)
+
+
+def _print_states(rows: Sequence[dict[str, Any]]) -> None:
+    """How many planned measurements are in each state, and the predicted seconds of those to take."""
+    states = Counter(row["state"] for row in rows)
+    left = states.pop("to measure", 0)
+    if left:
+        left_s = sum(r["predicted_measure_s"] for r in rows if r["state"] == "to measure")
+        print(f"{'still to measure':<120}{left_s:>14.0f}")
+    done = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none measured"
+    print(f"{left} to measure; {done}" if left else f"nothing left to measure: {done}")
+    if "sealed without it" in states:
+        print("a seal closes an experiment: what it lacks is measured in another experiment or campaign")
 
 
 def _prompts(options: argparse.Namespace) -> None:

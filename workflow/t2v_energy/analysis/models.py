@@ -28,6 +28,7 @@ from t2v_energy.config import (
 from t2v_energy.errors import UserError
 from t2v_energy.study import ENERGIES, PrintedModel, Study, load_study
 from t2v_energy.work import Work, true_work
+from t2v_energy.work.architectures import made_frames
 
 EXPERIMENT = "cross-model"
 PROFILES = "profiles"
@@ -325,15 +326,16 @@ def _table4_row(models: Models, key: str) -> dict[str, object]:
         "total_energy_kind": total_kind(row),
         "gpu_share_percent": gpu_share_percent(row),
         "mfu": row["mfu"],
-        "gpu_Wh_per_video_second": energy_Wh / (int(row["num_frames"]) / file.defaults.fps),
-        "gpu_Wh_per_megapixel_frame": energy_Wh / _megapixel_frames(row),
+        "gpu_Wh_per_video_second": energy_Wh / (_video_frames(file, row) / file.defaults.fps),
+        "gpu_Wh_per_megapixel_frame": energy_Wh / _megapixel_frames(file, row),
     }
     return found | (_ratios(row, printed) if printed else {})
 
 
 def _printed_cells(models: Models, key: str, printed: PrintedModel) -> dict[str, object]:
     """What the study prints of a model, and what follows from that alone."""
-    defaults = models.files[key].defaults
+    file = models.files[key]
+    defaults = file.defaults
     found: dict[str, object] = {"printed_total_energy_Wh": printed.total_energy_Wh}
     for name in COSTS:
         mean, std = getattr(printed, name)
@@ -341,9 +343,7 @@ def _printed_cells(models: Models, key: str, printed: PrintedModel) -> dict[str,
     gpu_Wh, latency_s = printed.gpu_energy_Wh[0], printed.latency_s[0]
     # The work is that of the model file's own defaults: where they differ from table 2, they are what ran.
     # Prompts count with their padding; of Mochi alone, which drops it, that is about 1 % too much.
-    work = work_of(
-        models.files[key], defaults.height, defaults.width, defaults.num_frames, defaults.num_inference_steps
-    )
+    work = work_of(file, defaults.height, defaults.width, defaults.num_frames, defaults.num_inference_steps)
     flop = nan
     if work:
         stages = printed.latency_stages
@@ -352,8 +352,8 @@ def _printed_cells(models: Models, key: str, printed: PrintedModel) -> dict[str,
     return found | {
         "printed_gpu_share_percent": 100 * gpu_Wh / printed.total_energy_Wh,
         "printed_mfu": _mfu(flop, latency_s, models.printed_accelerator),
-        "printed_gpu_Wh_per_video_second": gpu_Wh / (defaults.num_frames / defaults.fps),
-        "printed_gpu_Wh_per_megapixel_frame": gpu_Wh / _megapixel_frames(size),
+        "printed_gpu_Wh_per_video_second": gpu_Wh / (_video_frames(file, size) / defaults.fps),
+        "printed_gpu_Wh_per_megapixel_frame": gpu_Wh / _megapixel_frames(file, size),
     }
 
 
@@ -388,9 +388,15 @@ def _mfu(flop: float, latency_s: float, accelerator: Accelerator) -> float:
     return flop / latency_s / (accelerator.peak_bf16_dense_TFLOPs * 1e12)
 
 
-def _megapixel_frames(size: pd.Series) -> float:
-    """Size asked for, in millions of pixels, times frames."""
-    return float(size["height"] * size["width"] * size["num_frames"]) / PIXELS_PER_MEGAPIXEL
+def _video_frames(file: ModelFile, size: pd.Series) -> int:
+    """Frames of the finished video; those asked for of a model without closed forms."""
+    asked = int(size["num_frames"])
+    return asked if file.architecture == "other" else made_frames(file, asked)
+
+
+def _megapixel_frames(file: ModelFile, size: pd.Series) -> float:
+    """Size asked for, in millions of pixels, times frames of the finished video."""
+    return float(size["height"] * size["width"] * _video_frames(file, size)) / PIXELS_PER_MEGAPIXEL
 
 
 def table4_latex(table: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ from t2v_energy.config import ModelFile
 from t2v_energy.errors import UserError
 from t2v_energy.published.tables import COMPONENTS
 from t2v_energy.work import Work, true_work
-from t2v_energy.work.architectures import decoder, latents
+from t2v_energy.work.architectures import decoder, latents, made_frames
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -349,11 +349,9 @@ def _rounded_frames(subject: str, changes: Mapping[int, tuple[int, pd.DataFrame]
 
 def made_size(file: ModelFile, height: int, width: int, frames: int) -> tuple[int, tuple[int, int]]:
     """Frames, and height and width, of the video that the pipeline decodes."""
-    _, (latent_frames, rows, columns) = latents(file, height, width, frames)
+    _, (_, rows, columns) = latents(file, height, width, frames)
     factor = decoder(file).spatial_factor(file.components["vae"].config)
-    limits = file.limits
-    made = (latent_frames - 1) * limits.frames_multiple + limits.frames_offset
-    return made if limits.frames_multiple > 1 else frames, (rows * factor, columns * factor)
+    return made_frames(file, frames), (rows * factor, columns * factor)
 
 
 def _work(table: EnergyTable, key: str, sizes: list[int]) -> Work | None:

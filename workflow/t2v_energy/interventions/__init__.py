@@ -11,7 +11,7 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from t2v_energy.errors import UserError
 
 if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
-    from t2v_energy.interventions.base import Change, Intervention, Target
+    from t2v_energy.interventions.base import Change, Effect, Intervention, Target, Work
 
 
 class InterventionError(UserError):
@@ -160,6 +160,26 @@ def _conflict(first: Named, second: Named) -> tuple[str, str] | None:
             f"list {second.name} before {first.name}, or leave one of them out",
         )
     return None
+
+
+def stack_effect(interventions: Sequence[Intervention], work: Work) -> Effect:
+    """What a stack should do to the cost of ``work``.
+
+    Several kinds that change single denoiser calls are added up over the calls, which is exact in FLOP. All
+    else multiplies: in FLOP that is exact too, since no other two kinds change the same ones; in bytes of
+    element-wise kernels it is an approximation, where one kind adds some in blocks that another leaves out.
+    """
+    from t2v_energy.interventions.base import Effect
+    from t2v_energy.interventions.call_work import ratios_by_call
+
+    by_call = [one for one in interventions if one.call_order is not None]
+    found = Effect(ratios_by_call(work, by_call)) if len(by_call) > 1 else Effect()
+    for one in interventions:
+        own = one.effect(work)
+        if one in by_call and len(by_call) > 1:
+            own = replace(own, amount={})
+        found = found.then(own)
+    return found
 
 
 class Applied:

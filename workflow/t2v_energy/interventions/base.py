@@ -6,7 +6,7 @@ Modules of this package import no torch before they are applied, so that a plan 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from t2v_energy.config import Configuration, ModelFile, Strict
 from t2v_energy.errors import UserError
 
 if TYPE_CHECKING:
+    from t2v_energy.interventions.call_work import Call
     from t2v_energy.prediction.features import Features
 
 WorkClass = Literal["attention", "dense", "text", "traffic", "vae", "host", "call", "video"]
@@ -107,7 +108,7 @@ class Effect:
     power: Mapping[WorkClass, float] = field(default_factory=dict)
 
     def then(self, other: Effect) -> Effect:
-        """Both, one on top of the other: ratios multiply."""
+        """Both, where neither changes what the other does: ratios multiply."""
         pairs = ((self.amount, other.amount), (self.rate, other.rate), (self.power, other.power))
         return Effect(*(_product(first, second) for first, second in pairs))
 
@@ -127,12 +128,17 @@ class Intervention(Strict):
     come first, ``not_with`` where either order fails (naming it in one of the two classes is enough).
     ``once``: a second entry of its kind, whatever its settings, makes no sense.
     :func:`t2v_energy.interventions.check_stack` refuses by these.
+
+    ``call_order``: place among the kinds that change denoiser calls one by one, those first that leave out
+    most; None for kinds whose work does not depend on what other kinds leave out.  What several of them do
+    together is added up over the calls (:mod:`t2v_energy.interventions.call_work`).
     """
 
     kind: ClassVar[str]
     lossless: ClassVar[bool] = False
     whole_schedule: ClassVar[bool] = False
     once: ClassVar[bool] = True
+    call_order: ClassVar[int | None] = None
     not_after: ClassVar[Mapping[str, str]] = {}
     not_with: ClassVar[Mapping[str, str]] = {}
 
@@ -154,6 +160,10 @@ class Intervention(Strict):
     @abstractmethod
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """Amounts of work, with / without, from closed forms; absent is 1.  Needs no torch."""
+
+    def changed_calls(self, work: Work, calls: Sequence[Call]) -> Sequence[Call]:
+        """What becomes of the denoiser calls that are left, in their order; for kinds with ``call_order``."""
+        raise NotImplementedError(f"{self.kind} has a call_order and does not change calls")
 
     def effect(self, work: Work) -> Effect:
         """What it should do to the cost of ``work``: counted amounts, and the rates written down before."""

@@ -10,13 +10,15 @@ computed, and its prediction stands for both, between which the guidance then fi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
+from t2v_energy.interventions.call_work import Call, ratios_by_call
 from t2v_energy.interventions.clock import Clock, replaced
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class CfgTruncation(Intervention):
 
     kind: ClassVar[str] = "cfg-truncation"
     whole_schedule: ClassVar[bool] = True
+    call_order: ClassVar[int | None] = 0
 
     fraction: float = Field(gt=0, lt=1, description="of the steps, from the first, that are guided")
 
@@ -66,10 +69,15 @@ class CfgTruncation(Intervention):
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """A guided step has two passes, the others one; only separate calls are fewer."""
-        steps = work.configuration.num_inference_steps
-        passes = (steps + guided_steps(steps, self.fraction)) / (2 * steps)
-        ratios: dict[WorkClass, float] = {"attention": passes, "dense": passes, "traffic": passes}
-        return {**ratios, "call": passes} if work.model.passes_per_step > 1 else ratios
+        return ratios_by_call(work, [self])
+
+    def changed_calls(self, work: Work, calls: Sequence[Call]) -> Sequence[Call]:
+        """Late steps are of the conditional sample: one call instead of two, or one sample of a batch."""
+        guided = guided_steps(work.configuration.num_inference_steps, self.fraction)
+        if work.model.passes_per_step > 1:
+            return [call for call in calls if call.step < guided or call.branch != "uncond"]
+        share = 1 / work.model.batch_per_pass
+        return [call if call.step < guided else replace(call, samples=share) for call in calls]
 
     def _must_know(self, model: ModelFile) -> None:
         if model.architecture not in ARCHITECTURES:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
-from t2v_energy.interventions.stack_work import branches, skipping_ratios
+from t2v_energy.interventions.call_work import Call, ratios_by_call
+from t2v_energy.interventions.stack_work import branches, skipping
 
 if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
@@ -79,6 +80,7 @@ class MagCache(Intervention):
 
     kind: ClassVar[str] = "magcache"
     whole_schedule: ClassVar[bool] = True
+    call_order: ClassVar[int | None] = 1
 
     threshold: float = Field(ge=0, description="expected error at which the blocks run again (δ)")
     max_skip_steps: int = Field(ge=1, description="steps that are skipped in a row, at most (K)")
@@ -113,7 +115,11 @@ class MagCache(Intervention):
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """The calls that are left, and the residuals' traffic."""
-        return skipping_ratios(work, lambda steps, branch: self.schedule(work.model, steps, branch), order=0)
+        return ratios_by_call(work, [self])
+
+    def changed_calls(self, work: Work, calls: Sequence[Call]) -> Sequence[Call]:
+        """Blocks run at the schedule's steps alone."""
+        return skipping(work, calls, lambda steps, branch: self.schedule(work.model, steps, branch), order=0)
 
     def schedule(self, model: ModelFile, steps: int, branch: str) -> frozenset[int]:
         """Steps of ``steps`` at which this branch's blocks do not run."""

@@ -11,15 +11,16 @@ GB for self-attention.  A block that is compiled as one graph cannot have it: th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
+from t2v_energy.interventions.call_work import Call, ratios_by_call
 from t2v_energy.interventions.clock import Clock, replaced
 from t2v_energy.interventions.timesteps import timesteps
-from t2v_energy.work.blocks import attention_part, whole_call
 
 if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
@@ -39,6 +40,7 @@ class PyramidAttentionBroadcast(Intervention):
 
     kind: ClassVar[str] = "pyramid-attention-broadcast"
     whole_schedule: ClassVar[bool] = True
+    call_order: ClassVar[int | None] = 2
     not_after: ClassVar[Mapping[str, str]] = {
         "compile": "a block that is compiled as one graph cannot choose in Python what is replayed"
     }
@@ -72,17 +74,29 @@ class PyramidAttentionBroadcast(Intervention):
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """What the replayed modules would have done is left out: products, projections, norms, rotation."""
-        model, configuration = work.model, work.configuration
-        call = whole_call(model, configuration)
-        ratios: dict[WorkClass, float] = {"attention": 1.0, "dense": 1.0, "traffic": 1.0, "call": 1.0}
-        for name, share in self._shares(model, configuration.num_inference_steps).items():
-            part = attention_part(model, configuration, name)
-            ratios["attention"] -= share * part.attention_flop / call.attention_flop
-            ratios["dense"] -= share * part.dense_flop / call.dense_flop
-            if call.traffic_bytes:
-                ratios["traffic"] -= share * part.traffic_bytes / call.traffic_bytes
-                ratios["call"] -= share * part.kernels / call.kernels
-        return ratios
+        return ratios_by_call(work, [self])
+
+    def changed_calls(self, work: Work, calls: Sequence[Call]) -> Sequence[Call]:
+        """Modules are replayed where blocks run and the last call in which they did kept an output."""
+        steps = work.configuration.num_inference_steps
+        moments, ranges = timesteps(work.model, steps), self._ranges(work.model)
+        kept: dict[str, frozenset[str]] = {}
+        found = []
+        for call in calls:
+            if call.blocks:
+                replayed = kept.get(call.branch, frozenset()) & self._replayed_at(ranges, moments, call.step)
+                kept[call.branch] = self._replayed_at(ranges, moments, call.step + 1)
+                call = replace(call, replayed=call.replayed | replayed)
+            found.append(call)
+        return found
+
+    def _replayed_at(self, ranges: Mapping[str, int], moments: Sequence[float], step: int) -> frozenset[str]:
+        """Modules whose turn it is; none after the last step."""
+        if step >= len(moments):
+            return frozenset()
+        return frozenset(
+            n for n, every in ranges.items() if replays(step, moments[step], every, self.timesteps)
+        )
 
     def _ranges(self, model: ModelFile) -> dict[str, int]:
         """Ranges above 1 by module."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from t2v_energy.interventions.base import Work, WorkClass
-from t2v_energy.work.blocks import outside_blocks, stream_bytes, whole_call
+from t2v_energy.work.blocks import Part, stream_bytes
 
 if TYPE_CHECKING:
     from t2v_energy.config import Configuration, ModelFile
+    from t2v_energy.interventions.base import Work
+    from t2v_energy.interventions.call_work import Call
 
 STREAMED = 3
 """Tensors that an element-wise kernel of two operands moves."""
@@ -23,32 +25,33 @@ def branches(model: ModelFile, configuration: Configuration) -> Sequence[str]:
     return ("cond_uncond",) if model.batch_per_pass > 1 and guided else ("cond",)
 
 
-def skipping_ratios(
-    work: Work, schedule: Callable[[int, str], frozenset[int]], order: int
-) -> Mapping[WorkClass, float]:
-    """Amounts with / without, when the stack is extrapolated at the schedule's steps.
+def skipping(
+    work: Work, calls: Sequence[Call], schedule: Callable[[int, str], frozenset[int]], order: int
+) -> list[Call]:
+    """``calls``, when the stack is extrapolated at the schedule's steps.
 
     A skipped call still embeds its latent and projects it back. Keeping a residual reads and writes three
     tensors as long as the stream, each of its ``order`` differences five more (a difference, a quotient in
     place), and each term of the extrapolation three.
     """
-    model, configuration = work.model, work.configuration
-    steps, names = configuration.num_inference_steps, branches(model, configuration)
-    skipped = sum(len(schedule(steps, name)) for name in names) / (steps * len(names))
-    kept = sum(len(needed(schedule(steps, name), steps, order)) for name in names) / (steps * len(names))
-    call, outside = whole_call(model, configuration), outside_blocks(model, configuration)
-    ratios: dict[WorkClass, float] = {
-        "attention": 1 - skipped,
-        "dense": 1 - skipped * (1 - outside.dense_flop / call.dense_flop),
-    }
-    if call.traffic_bytes:
-        tensors = skipped * STREAMED * (order + 1) + kept * (STREAMED + (STREAMED + 2) * order)
-        added = tensors * stream_bytes(model, configuration) / call.traffic_bytes
-        ratios["traffic"] = 1 - skipped * (1 - outside.traffic_bytes / call.traffic_bytes) + added
-        ratios["call"] = 1 - skipped * (1 - outside.kernels / call.kernels)
-    else:
-        ratios["traffic"] = ratios["call"] = 1 - skipped
-    return ratios
+    steps = work.configuration.num_inference_steps
+    tensor_bytes = stream_bytes(work.model, work.configuration)
+    extrapolating = _moved(STREAMED * (order + 1) * tensor_bytes)
+    keeping = _moved((STREAMED + (STREAMED + 2) * order) * tensor_bytes)
+    skipped = {branch: schedule(steps, branch) for branch in {call.branch for call in calls}}
+    kept = {branch: needed(steps_of, steps, order) for branch, steps_of in skipped.items()}
+    found = []
+    for call in calls:
+        if call.step in skipped[call.branch]:
+            call = replace(call, blocks=False).with_added(extrapolating)
+        elif call.step in kept[call.branch]:
+            call = call.with_added(keeping)
+        found.append(call)
+    return found
+
+
+def _moved(traffic_bytes: float) -> Part:
+    return Part(0.0, 0.0, traffic_bytes, 0.0)
 
 
 def needed(skipped: frozenset[int], steps: int, order: int) -> frozenset[int]:

@@ -10,13 +10,14 @@ published figures of quality do not hold for it exactly.  The schedule does not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
-from t2v_energy.interventions.stack_work import skipping_ratios
+from t2v_energy.interventions.call_work import Call, ratios_by_call
+from t2v_energy.interventions.stack_work import skipping
 from t2v_energy.work.blocks import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class TaylorSeer(Intervention):
 
     kind: ClassVar[str] = "taylorseer"
     whole_schedule: ClassVar[bool] = True
+    call_order: ClassVar[int | None] = 1
     not_with: ClassVar[Mapping[str, str]] = {"magcache": "both keep the residual of the block stack"}
 
     interval: int = Field(ge=2, description="one step of so many is computed (N)")
@@ -63,7 +65,11 @@ class TaylorSeer(Intervention):
 
     def work_ratios(self, work: Work) -> Mapping[WorkClass, float]:
         """The calls that are left, and the traffic of the differences and the series."""
-        return skipping_ratios(work, self.schedule, self.order)
+        return ratios_by_call(work, [self])
+
+    def changed_calls(self, work: Work, calls: Sequence[Call]) -> Sequence[Call]:
+        """Blocks run at the schedule's steps alone."""
+        return skipping(work, calls, self.schedule, self.order)
 
     def _must_know(self, model: ModelFile) -> None:
         if model.architecture not in ARCHITECTURES:

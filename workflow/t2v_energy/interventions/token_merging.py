@@ -15,7 +15,7 @@ The torch code is in :mod:`token_matching` and :mod:`token_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -23,8 +23,10 @@ from pydantic import Field
 
 from t2v_energy.config import Configuration, ModelFile
 from t2v_energy.interventions.base import Change, Intervention, Target, Work, WorkClass
+from t2v_energy.interventions.call_work import Call
 from t2v_energy.work import cogvideox, wan
 from t2v_energy.work.architectures import latents
+from t2v_energy.work.blocks import Part
 from t2v_energy.work.layers import linear_flop, product_flop
 
 Grid = tuple[int, int, int]
@@ -77,6 +79,7 @@ class TokenMerging(Intervention):
     """Self-attention on fewer video tokens."""
 
     kind: ClassVar[str] = "token-merging"
+    call_order: ClassVar[int | None] = 3
     not_after: ClassVar[Mapping[str, str]] = {"compile": "the blocks would be compiled already"}
 
     method: Literal["3d", "attnbin"] = Field(
@@ -184,6 +187,35 @@ class TokenMerging(Intervention):
             "dense": 1 + added["dense"] / dense,
             "traffic": 1 + added["traffic"] / traffic,
         }
+
+    def changed_calls(self, work: Work, calls: Sequence[Call]) -> Sequence[Call]:
+        """Self-attention on fewer tokens wherever it runs, and a matching where none that is kept serves."""
+        model, c = work.model, work.configuration
+        shape = _shape(model)
+        sizes = self.sizes(token_grid(model, c.height, c.width, c.num_frames), shape.text)
+        merging = Part(
+            self.attention_flop_added(shape, sizes),
+            self.projection_flop_added(shape, sizes),
+            self.traffic_bytes_added(shape, sizes),
+            0.0,
+        )
+        matching = Part(0.0, self.matching_flop(shape, sizes), self.matching_bytes(shape, sizes), 0.0)
+        matched: dict[str, Call] = {}
+        found = []
+        for call in calls:
+            if call.blocks and "attn1" not in call.replayed:
+                earlier = matched.get(call.branch)
+                serves = (
+                    earlier is not None
+                    and call.step - earlier.step < self.match_every
+                    and earlier.samples == call.samples
+                )
+                if not serves:
+                    matched[call.branch] = call
+                    call = call.with_added(matching)
+                call = call.with_added(merging)
+            found.append(call)
+        return found
 
     def attention_flop_added(self, shape: Shape, sizes: Sizes) -> int:
         """QKᵀ and PV of one call, with less without (negative): blocks · B · 4 d (q k - n²)."""

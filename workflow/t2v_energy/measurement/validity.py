@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Literal
 
@@ -198,7 +199,8 @@ def _boards(record: Record | OperatorRecord) -> list[Board]:
 def _limited(rule: str, worse: Level, what: str, percent: float, limit: float, digits: int = 2) -> Finding:
     """A finding on a percentage that must not exceed ``limit``; one that is not a number exceeds it."""
     level: Level = "ok" if percent <= limit else worse
-    return Finding(rule, level, f"{what} {percent:.{digits}f} %, limit {limit:g} %")
+    found = "cannot be told" if isnan(percent) else f"{percent:.{digits}f} %"
+    return Finding(rule, level, f"{what} {found}, limit {limit:g} %")
 
 
 def _gpu(record: Record | OperatorRecord, expected: str | None) -> Finding:
@@ -320,6 +322,8 @@ def _step_sem(record: Record, found: list[Generation]) -> Finding:
     on_cpu = record.environment.gpu is None
     limit = record.protocol_settings.sampled.max_step_sem_percent if on_cpu else MAX_STEP_SEM_PERCENT
     what = "standard error of the mean step time"
+    if sum(g.steps for g in found) < 2:
+        return Finding("step_sem", "flag", f"not checked: one step has no {what}")
     return _limited("step_sem", "flag", what, step_scatter_percent(record, found), limit, digits=3)
 
 

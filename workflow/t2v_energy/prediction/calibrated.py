@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from t2v_energy.config import Accelerator, Configuration, Strict, load_accelerator, parse
+from t2v_energy.config import Accelerator, Configuration, Strict, load_accelerator, load_model, parse
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.features import Features, Floats, Point, features
 from t2v_energy.prediction.forward import (
@@ -40,6 +40,7 @@ from t2v_energy.prediction.mapfit import Parameters, fitted, student90
 from t2v_energy.prediction.presumed import Outside, PredictionFile, load_presumed, prior
 from t2v_energy.prediction.rates import presumed_of, rates_of
 from t2v_energy.prediction.single_mu import Prediction
+from t2v_energy.work.architectures import made_frames
 
 __all__ = [
     "BOARD",
@@ -477,10 +478,15 @@ def _outside(
         )
         spread = load_presumed(root).time.board.spread
         added = np.hypot(added, spread * (1 - np.minimum(known_share, 1)))
+    made: dict[tuple[str, int], int] = {}
     for index, point in enumerate(points):
-        run = int(work.num_frames[index])
-        if run != point.num_frames:
-            notes[index].append(f"{point.num_frames} frames are rounded to {run}, as the pipeline does")
+        asked = (point.model, point.num_frames)
+        if asked not in made:
+            made[asked] = made_frames(load_model(root, point.model), point.num_frames)
+        if made[asked] != point.num_frames:
+            notes[index].append(
+                f"{point.num_frames} frames are rounded to {made[asked]}, as the pipeline does"
+            )
     return added, ["; ".join(own) for own in notes]
 
 

@@ -16,6 +16,7 @@ from t2v_energy.prediction.features import Point
 from t2v_energy.prediction.forward import CLASSES
 from t2v_energy.prediction.savings import Compared, predict_savings
 from t2v_energy.prediction.single_mu import predict
+from t2v_energy.work.architectures import made_frames
 
 DEFAULT_GRID = "world"
 OPTIONS = "the options of predict"
@@ -35,7 +36,8 @@ def report(root: Path, calibration: Calibration, point: Point, grid: str = DEFAU
         )
     accelerator = load_accelerator(root, calibration.accelerator)
     run = {name: int(getattr(predictions.work, name)[0]) for name in Point._fields[1:5]}
-    memory = predict(load_model(root, point.model), accelerator, **run).memory_GiB
+    model = load_model(root, point.model)
+    memory = predict(model, accelerator, **run).memory_GiB
     by_class = {"latency_s": predictions.class_s[0], "gpu_energy_Wh": predictions.class_Wh[0]}
     classes = {
         quantity: dict(zip(CLASSES, map(float, values), strict=True)) for quantity, values in by_class.items()
@@ -56,6 +58,7 @@ def report(root: Path, calibration: Calibration, point: Point, grid: str = DEFAU
         "kind": "modelled",
         "model": point.model,
         **run,
+        "video_frames": made_frames(model, point.num_frames),
         "accelerator": calibration.accelerator,
         "calibration_points": calibration.points,
         **values,
@@ -131,7 +134,7 @@ def _saving_lines(saving: dict[str, Any]) -> list[str]:
 
 def as_text(found: dict[str, Any]) -> str:
     """:func:`report` for people."""
-    size = f"{found['height']}×{found['width']}, {found['num_frames']} frames"
+    size = f"{found['height']}×{found['width']}, {found['video_frames']} frames"
     lines = [
         f"{found['model']}, {size}, {found['num_inference_steps']} steps, {found['accelerator']} (modelled)",
         *(

@@ -44,7 +44,7 @@ from t2v_energy.config import (
     read_yaml,
 )
 from t2v_energy.errors import UserError
-from t2v_energy.interventions import check_stack, named
+from t2v_energy.interventions import check_stack, named, stack_effect
 from t2v_energy.interventions.base import Effect, Work, WorkClass
 from t2v_energy.prediction.calibrated import (
     CLASSES,
@@ -339,8 +339,7 @@ def effect_of(
     check_stack(entries, "interventions")
     for entry in entries:
         entry.intervention.check(model, configuration)
-        effect = effect.then(entry.intervention.effect(work))
-    return effect, rate_sd
+    return effect.then(stack_effect([entry.intervention for entry in entries], work)), rate_sd
 
 
 def _kernel_effect(

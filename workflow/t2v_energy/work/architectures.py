@@ -42,6 +42,8 @@ class Decoder(Protocol):
 
     def latent_frames(self, config: Mapping[str, Any], num_frames: int) -> int: ...
 
+    def video_frames(self, config: Mapping[str, Any], latent_frames: int) -> int: ...
+
     def decode_flop(self, config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int: ...
 
     def decode_activation_bytes(
@@ -145,8 +147,25 @@ def latent_shape(model: ModelFile, height: int, width: int, num_frames: int) -> 
                 where=f"model {model.key}",
                 remedy=f"the nearest {name} that it can run is {nearest}",
             )
-    frames = decoder(model).latent_frames(model.components["vae"].config, num_frames)
-    return frames, height // factor, width // factor
+    return _latent_frames(model, num_frames), height // factor, width // factor
+
+
+def made_frames(model: ModelFile, num_frames: int) -> int:
+    """Frames of the finished video when ``num_frames`` are asked for.
+
+    Other than those asked for where latent frames are not whole, and in CogVideoX wherever they are even in
+    number: of 45 frames, which are 12 in latent space, it makes 48.
+    """
+    return decoder(model).video_frames(model.components["vae"].config, _latent_frames(model, num_frames))
+
+
+def _latent_frames(model: ModelFile, num_frames: int) -> int:
+    """Latent frames of a requested video; ContentV has Wan's VAE, but not its pipeline's rounding."""
+    form, config = decoder(model), model.components["vae"].config
+    if model.architecture == "contentv":
+        step, offset = model.limits.frames_multiple, model.limits.frames_offset
+        num_frames -= (num_frames - offset) % step
+    return form.latent_frames(config, num_frames)
 
 
 def activation_bytes(

@@ -24,8 +24,8 @@ from t2v_energy.config import load_model
 from t2v_energy.work import trace
 from t2v_energy.work.architectures import latents
 from t2v_energy.work.blocks import ARCHITECTURES, ATTENTION, BLOCKS_FILE, without_blocks
-from t2v_energy.work.traffic import has_traffic
-from t2v_energy.work.traffic_trace import Traffic, _sizes, denoiser_traffic
+from t2v_energy.work.traffic import Traffic, has_traffic
+from t2v_energy.work.traffic_trace import _sizes, denoiser_traffic
 
 if TYPE_CHECKING:
     from t2v_energy.config import ModelFile

@@ -62,6 +62,16 @@ def latent_frames(config: Mapping[str, Any], num_frames: int) -> int:
     return (num_frames - 1) // int(settings(config)["temporal_compression_ratio"]) + 1
 
 
+def video_frames(config: Mapping[str, Any], latent_frames: int) -> int:
+    """Frames that are decoded: r (l − 1) + 1 of an odd number of latent frames, r l of an even one.
+
+    The decoder doubles all frames of a chunk, but for the first frame of a chunk of odd length, and latents
+    of even length have none such: a video of 4k + 1 frames with odd k comes three frames longer.
+    """
+    factor = int(settings(config)["temporal_compression_ratio"])
+    return factor * latent_frames - latent_frames % 2 * (factor - 1)
+
+
 def chunks(frames: int) -> list[int]:
     """How many latent frames the decoder takes each time; the first takes the odd one too."""
     count = max(frames // CHUNK, 1)

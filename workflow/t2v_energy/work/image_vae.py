@@ -55,6 +55,11 @@ def latent_frames(config: Mapping[str, Any], num_frames: int) -> int:
     return num_frames
 
 
+def video_frames(config: Mapping[str, Any], latent_frames: int) -> int:
+    """Frames that are decoded: as many."""
+    return latent_frames
+
+
 def decode_flop(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:
     """FLOP of decoding ``frames`` latent images of ``rows`` × ``columns``."""
     pixels, middle = rows * columns, settings(config)["block_out_channels"][-1]

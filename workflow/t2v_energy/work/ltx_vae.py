@@ -110,9 +110,18 @@ def spatial_factor(config: Mapping[str, Any]) -> int:
 
 def latent_frames(config: Mapping[str, Any], num_frames: int) -> int:
     """Latent frames of a requested video of ``num_frames``: ⌊(T − 1) / r⌋ + 1, r = 8."""
+    return (num_frames - 1) // _temporal_factor(config) + 1
+
+
+def video_frames(config: Mapping[str, Any], latent_frames: int) -> int:
+    """Frames that are decoded: r (l − 1) + 1."""
+    return _temporal_factor(config) * (latent_frames - 1) + 1
+
+
+def _temporal_factor(config: Mapping[str, Any]) -> int:
     c = settings(config)
     scaled: int = c["patch_size_t"] * 2 ** sum(c["spatio_temporal_scaling"])
-    return (num_frames - 1) // int(c["temporal_compression_ratio"] or scaled) + 1
+    return int(c["temporal_compression_ratio"] or scaled)
 
 
 def decode_flop(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:

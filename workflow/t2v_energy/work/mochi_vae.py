@@ -51,6 +51,11 @@ def latent_frames(config: Mapping[str, Any], num_frames: int) -> int:
     return (num_frames - 1) // prod(settings(config)["temporal_expansions"]) + 1
 
 
+def video_frames(config: Mapping[str, Any], latent_frames: int) -> int:
+    """Frames that are decoded: r (l − 1) + 1; the first r − 1 are dropped."""
+    return prod(settings(config)["temporal_expansions"]) * (latent_frames - 1) + 1
+
+
 def decode_flop(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:
     """FLOP of decoding a latent of ``frames`` × ``rows`` × ``columns``."""
     return sum(layer.flop for layer in decoder_convolutions(config, frames, rows * columns))

@@ -1,28 +1,54 @@
 """What kernels move and how many are launched, of every model file, beside their operations.
 
 Coefficients are in traffic.json, derived by :mod:`t2v_energy.work.traffic_trace`; using them needs no torch.
+Mochi's decoder has a closed form instead (:mod:`t2v_energy.work.mochi_traffic`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 TRAFFIC_FILE = "traffic.json"
-COUNTS = (
-    "bytes",
-    "product_bytes",
-    "convolution_bytes",
-    "norm_rows",
-    "group_norm_values",
-    "group_norm_serial",
-    "kernels",
-)
-"""What is counted of a call: bytes of element-wise kernels and norms, of matrix products and of convolutions;
-rows of norms that are too narrow to be bound by what they move (:data:`NARROW_BYTES`); values that group
-norms read, and the same over the blocks that can work on them at once (:data:`BLOCKS`); kernels launched."""
+
+
+class Traffic(NamedTuple):
+    """What a call moves and launches.
+
+    Attributes:
+        bytes, product_bytes, convolution_bytes: of element-wise kernels and norms, of matrix products and of
+            convolutions.
+        norm_rows: of norms that are too narrow to be bound by what they move (:data:`NARROW_BYTES`).
+        group_norm_values, group_norm_serial: values that group norms read, and the same over the blocks that
+            can work on them at once (:data:`BLOCKS`).
+        kernels: launched.
+    """
+
+    bytes: float = 0
+    product_bytes: float = 0
+    convolution_bytes: float = 0
+    norm_rows: float = 0
+    group_norm_values: float = 0
+    group_norm_serial: float = 0
+    kernels: float = 0
+
+    def times(self, count: float) -> Traffic:
+        """As many calls."""
+        return Traffic(*(count * value for value in self))
+
+
+COUNTS = Traffic._fields
+"""What is counted of a call."""
+
+
+def added(parts: Iterable[Traffic]) -> Traffic:
+    """All of them together."""
+    return Traffic(*map(sum, zip(*parts, strict=True)))
+
+
 NARROW_BYTES = 4096
 """A norm gives each row to a block of its own.  Rows that move less than so many bytes take it as long as
 those that do: counted is the missing part."""
@@ -30,6 +56,9 @@ BLOCKS = 132
 """Multiprocessors of an H100 or H200.  A group norm gives each group of each sample to one block: the 32 of a
 single sample leave most of them idle."""
 Latent = tuple[int, int, int]
+
+if TYPE_CHECKING:
+    from t2v_energy.config import ModelFile
 
 
 @cache
@@ -50,11 +79,21 @@ def denoiser_traffic(model: str, latent: Latent) -> dict[str, float]:
     return _at(_coefficients()[model]["denoiser"], (1, frames * rows * columns))
 
 
-def decoder_traffic(model: str, latent: Latent) -> dict[str, float]:
+def decoder_traffic(model: ModelFile, latent: Latent) -> dict[str, float]:
     """:data:`COUNTS` of decoding one video."""
+    if counts_decoder(model):
+        from t2v_energy.work.mochi_traffic import decoder_traffic as counted
+
+        vae = model.components["vae"]
+        return counted(vae.config, latent, 4 if vae.dtype == "float32" else 2)._asdict()
     frames, rows, columns = latent
     pixels = rows * columns
-    return _at(_coefficients()[model]["decoder"], (1, frames, pixels, pixels * frames))
+    return _at(_coefficients()[model.key]["decoder"], (1, frames, pixels, pixels * frames))
+
+
+def counts_decoder(model: ModelFile) -> bool:
+    """Whether decoding is counted kernel by kernel, since no polynomial gives it."""
+    return model.components["vae"].class_.endswith(".AutoencoderKLMochi")
 
 
 def text_kernels(model: str) -> float:

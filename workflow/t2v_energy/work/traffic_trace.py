@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -32,7 +32,7 @@ from t2v_energy.config import load_model
 from t2v_energy.work import trace
 from t2v_energy.work.architectures import latents
 from t2v_energy.work.denoisers import denoiser
-from t2v_energy.work.traffic import BLOCKS, COUNTS, NARROW_BYTES, TRAFFIC_FILE
+from t2v_energy.work.traffic import BLOCKS, COUNTS, NARROW_BYTES, TRAFFIC_FILE, Traffic, counts_decoder
 
 if TYPE_CHECKING:
     from t2v_energy.config import ModelFile
@@ -46,21 +46,6 @@ DEFAULT_WEIGHT = 10
 """Weight of the default size among those that coefficients are fitted to."""
 UNMOVED = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "lift_fresh")
 """Operators that move nothing."""
-
-
-class Traffic(NamedTuple):
-    """What a call moves and launches; see :data:`t2v_energy.work.traffic.COUNTS`."""
-
-    bytes: float = 0
-    product_bytes: float = 0
-    convolution_bytes: float = 0
-    norm_rows: float = 0
-    group_norm_values: float = 0
-    group_norm_serial: float = 0
-    kernels: float = 0
-
-
-assert Traffic._fields == COUNTS
 
 
 class TrafficMode(TorchDispatchMode):
@@ -210,6 +195,8 @@ def derive(model: ModelFile) -> dict[str, Any]:
         "denoiser": (np.column_stack([one, positions]), denoiser_traffic),
         "decoder": (np.column_stack([one, frames, pixels, pixels * frames]), decoder_traffic),
     }
+    if counts_decoder(model):
+        del parts["decoder"]
     found: dict[str, Any] = {}
     for name, (design, traffic) in parts.items():
         measured = [traffic(model, size) for size in (*sizes, check)]

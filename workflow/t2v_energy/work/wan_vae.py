@@ -79,6 +79,12 @@ def latent_frames(config: Mapping[str, Any], num_frames: int) -> int:
     return (executed_frames(config, num_frames) - 1) // factor + 1
 
 
+def video_frames(config: Mapping[str, Any], latent_frames: int) -> int:
+    """Frames that are decoded: r (l − 1) + 1."""
+    factor: int = settings(config)["scale_factor_temporal"]
+    return factor * (latent_frames - 1) + 1
+
+
 def decode_flop(config: Mapping[str, Any], frames: int, rows: int, columns: int) -> int:
     """FLOP of decoding a latent of ``frames`` × ``rows`` × ``columns`` (eqs. 11 and 12 as executed)."""
     return sum(decode_flop_by_stage(config, frames, rows, columns).values())
