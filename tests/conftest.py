@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-# Two workers of pytest-xdist fill two cores. With more threads in each, threads wait for each other: tiny pipelines
-# take three times as long. Set before torch and NumPy are imported, it holds for them and for every process that
-# a test starts: Snakemake's jobs, the notebooks' kernels, `t2v-energy`.
+# Two workers of pytest-xdist fill two cores. With more threads in each, threads wait for each other: tiny
+# pipelines take three times as long. Set before torch and NumPy are imported, it holds for them and for every
+# process that a test starts: Snakemake's jobs, the notebooks' kernels, `t2v-energy`.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BUILDS = ("built_smoke", "built_paper")
-"""Fixtures that take a minute or more. Tests of one go to one worker: another would only wait for the build."""
+"""Fixtures that take a minute or more. Tests of one go to one worker: another would only wait for it."""
 LONG_TESTS = ("test_ten_kills_lose_and_repeat_nothing_finished",)
 """Single tests that take a minute. Begun last, one would leave the other worker idle."""
 SHARED = (
@@ -26,7 +26,7 @@ SHARED = (
     "prediction/test_points.py",
     "test_prompts.py",
 )
-"""Files with a fixture that takes seconds, built once for the file: on two workers it would be built twice."""
+"""Files with a fixture that takes seconds and is built once a file: two workers would build it twice."""
 
 
 @pytest.hookimpl(trylast=True)

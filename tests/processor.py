@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 REFERENCE_S = 0.13
-"""What :func:`_sum` takes on the machine on which the tests' limits were set: one core of a server's processor."""
+"""What :func:`_sum` takes on the machine on which the tests' limits were set, a server."""
 
 
 def least_s(call: Callable[[], Any], runs: int = 3) -> float:
-    """The least of some runs' seconds of the processor, in this thread: others on the machine do not count."""
+    """The least of some runs' seconds of the processor, in this thread: what others use does not count."""
     return min(_once_s(call) for _ in range(runs))
 
 
