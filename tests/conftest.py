@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_place)
 
 
+@pytest.fixture
+def tiling_changes_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of kind ``vae-tiling`` leave all work as it is: a test alone says what they change."""
+    from t2v_energy.interventions.vae_tiling import VaeTiling
+
+    monkeypatch.setattr(VaeTiling, "work_ratios", lambda *_: {})
+
+
 def _group(item: pytest.Item) -> str | None:
     """The build that a test shares with others."""
     fixtures = getattr(item, "fixturenames", ())
