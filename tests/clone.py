@@ -73,11 +73,19 @@ class Clone:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This test's interpreter first on the PATH; temporary files, so locks too, are the copy's own."""
+        """This test's interpreter first on the PATH; temporary files, so locks too, are the copy's own.
+
+        Coverage is not measured in it: it would trace the imports of Snakemake and torch at every start, and
+        what is killed never tells. Tests of the package run the same code in their own process.
+        """
         temporary = self.root.with_name(f"{self.root.name}-tmp")
         temporary.mkdir(exist_ok=True)
         left_out = ("PYTHONDONTWRITEBYTECODE", "SNAKEMAKE_PROFILE")
-        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in left_out and not name.startswith("COV")
+        }
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         return inherited | {"PATH": path, "TMPDIR": str(temporary)} | dict(self.variables)
 
