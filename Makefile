@@ -31,7 +31,8 @@ all: .venv/base.stamp
 install: .venv/base.stamp
 
 test: .venv/test.stamp
-	$(IN_VENV) python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-fail-under 85
+	$(IN_VENV) python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
+		--cov --cov-fail-under 85
 
 test-slurm: .venv/slurm.stamp
 	$(IN_VENV) python -m pytest --numprocesses 3 tests/slurm

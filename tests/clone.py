@@ -73,15 +73,23 @@ class Clone:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This test's interpreter first on the PATH; temporary files, so locks too, are the copy's own."""
+        """This test's interpreter first on the PATH; temporary files, so locks too, are the copy's own.
+
+        Coverage is not measured in it: it would trace the imports of Snakemake and torch at every start, and
+        what is killed never tells. Tests of the package run the same code in their own process.
+        """
         temporary = self.root.with_name(f"{self.root.name}-tmp")
         temporary.mkdir(exist_ok=True)
         left_out = ("PYTHONDONTWRITEBYTECODE", "SNAKEMAKE_PROFILE")
-        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in left_out and not name.startswith("COV")
+        }
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         return inherited | {"PATH": path, "TMPDIR": str(temporary)} | dict(self.variables)
 
-    def run(self, *command: str, timeout_s: float = 240) -> Done:
+    def run(self, *command: str, timeout_s: float = 900) -> Done:
         """Run a command in the copy and wait for it; its exit code is for the caller to judge."""
         return subprocess.run(
             command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=timeout_s
@@ -191,7 +199,7 @@ class Running:
         """What it has said so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, text: str, times: int = 1, timeout_s: float = 120) -> None:
+    def wait_for(self, text: str, times: int = 1, timeout_s: float = 300) -> None:
         """Wait until it has said ``text`` so many times; fail if it ends before that."""
         until_s = time.monotonic() + timeout_s
         while self.output.count(text) < times:

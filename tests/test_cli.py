@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import processor
 import pytest
 import tiny
 from records import GPU, configuration, environment, make_record, out_of_memory, write
@@ -155,12 +155,11 @@ class TestLightness:
     def test_planning_takes_less_than_a_second_and_a_half(self) -> None:
         program = Path(sys.executable).with_name("t2v-energy")
         clean = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before_s = processor.children_s()
         done = subprocess.run([program, "plan"], cwd=tiny.ROOT, env=clean, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used_s = processor.children_s() - before_s
         assert done.returncode == 0, done.stderr
-        used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        assert used_s < 1.5
+        assert used_s < 1.5 * processor.slower()
 
 
 class TestStages:
@@ -180,7 +179,7 @@ class TestStages:
         assert str(root / "mine.txt") in failure.of(root, "prompts", "--settings", settings, "--out", out)
 
     def test_measure(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        pytest.importorskip("torch").set_num_threads(1)
+        pytest.importorskip("torch")
         vary = [{"height": 32, "width": 32}]
         tiny.write_yaml(root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": tiny.resolution(vary=vary)})
         assert run(root, "measure", "--campaign", "tiny") == 0
@@ -237,7 +236,7 @@ class TestStages:
             assert run(root, "measure", "--campaign", "tiny", *more) == 0
         assert deadlines[0] is None
         assert deadlines[1] is not None
-        assert 90 <= deadlines[1] - before_s < 100
+        assert before_s + 90 <= deadlines[1] <= time.monotonic() + 90
 
     def test_the_deadline_is_that_of_all_batches_together(
         self, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,7 +255,7 @@ class TestStages:
     def test_measure_goes_on_where_minutes_ended_it(
         self, root: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        pytest.importorskip("torch").set_num_threads(1)
+        pytest.importorskip("torch")
         vary = [{"height": 32, "width": 32}]
         tiny.write_yaml(root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": tiny.resolution(vary=vary)})
         folder = root / "results" / "raw" / "tiny" / "resolution"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -61,6 +61,13 @@ def write_yaml(root: Path, name: str, data: Any) -> Path:
     path = root / "config" / f"{name}.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return path
+
+
+def add_interventions(root: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add entries to config/interventions.yaml, of kind ``vae-tiling`` unless they name another."""
+    path = root / "config" / "interventions.yaml"
+    whole = {name: {"kind": "vae-tiling", **settings} for name, settings in entries.items()}
+    path.write_text(path.read_text(encoding="utf-8") + yaml.safe_dump(whole), encoding="utf-8")
 
 
 def resolution(**changes: Any) -> dict[str, Any]:

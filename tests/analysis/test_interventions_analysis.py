@@ -14,7 +14,6 @@ import papermill
 import pytest
 import synthetic_interventions as synthetic
 import tiny
-import yaml
 from figure_checks import assert_legible
 from records import LOOP_W, ONCE_J, ONCE_S, configuration, environment, make_record, write
 from scipy.stats import t as student_t
@@ -22,29 +21,21 @@ from t2v_energy.aggregation import aggregate
 from t2v_energy.analysis import interventions, interventions_figure, interventions_numbers, style
 from t2v_energy.analysis.numbers import Number
 from t2v_energy.errors import UserError
-from t2v_energy.interventions.vae_tiling import VaeTiling
 from t2v_energy.measurement.record import Board, Fidelity, Gpu, InterventionRecord, Record, record_paths
 
 STEPS = 50
+pytestmark = pytest.mark.usefixtures("tiling_changes_no_work")
 CATALOGUE: dict[str, dict[str, Any]] = {
     "fast": {"quality": {"figure": "PSNR 30 dB", "source": "a test"}},
     "unknown": {"expected": {"rate": {"attention": 2.0}, "source": "another test"}},
 }
 
 
-@pytest.fixture(autouse=True)
-def _work_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries of the tests are of a kind that changes no amount of work."""
-    monkeypatch.setattr(VaeTiling, "work_ratios", lambda *_: {})
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A root with the shipped config/ and two further entries of the catalogue."""
     root = tiny.make_root(tmp_path / "root")
-    path = root / "config" / "interventions.yaml"
-    entries = {name: {"kind": "vae-tiling", **settings} for name, settings in CATALOGUE.items()}
-    path.write_text(path.read_text() + yaml.safe_dump(entries), encoding="utf-8")
+    tiny.add_interventions(root, CATALOGUE)
     return root
 
 

@@ -24,7 +24,6 @@ from t2v_energy.plan import UNCOUNTED_S, Plan, make_plan, raw_folder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 
 SHORT = {"warmups": 1, "repetitions": 3, "min_window_s": 0.5, "max_repetitions": 4, "max_ci95_percent": 1e-6}
 """Repetitions of several generations, and never narrow enough: the most are run."""

@@ -26,7 +26,6 @@ from t2v_energy.measurement.protocols import (  # noqa: E402
 )
 from t2v_energy.metering.spans import SpanRecorder  # noqa: E402
 
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 EASY = {"min_steps": 2, "min_window_s": 1e-3, "max_step_sem_percent": 1e6, "max_ci95_percent": 1e6}
 NEVER = {**EASY, "max_step_sem_percent": 1e-9}
 

@@ -47,7 +47,6 @@ from t2v_energy.plan import Plan, make_plan, raw_folder
 torch = pytest.importorskip("torch")
 pytest.importorskip("pynvml")
 AutoencoderKLWan = pytest.importorskip("diffusers").AutoencoderKLWan
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 CONSTANT = fake_nvml.constant(600)
 OTHER = "GPU-0badcafe-0000-0000-0000-000000000000"
 FULL = {"warmups": 1, "warmup_steps": 1, "repetitions": 2}

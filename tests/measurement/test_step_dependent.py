@@ -29,7 +29,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     from t2v_energy.measurement.progress import Progress
     from t2v_energy.measurement.runner import measure_batch
 
-    torch.set_num_threads(1)
     vary = [
         {"height": 32, "width": 32, "interventions": names.split("+") if names else []}
         for names in ("", *NAMES)

@@ -18,7 +18,6 @@ from t2v_energy.measurement.videos import check_available, write_video
 from t2v_energy.plan import make_plan
 
 torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 VARY = [
     {"height": 32, "width": 48, "protocol": "full", "protocols": {"full": {"warmups": 1, "repetitions": 1}}},
     {"height": 32, "width": 32, "num_inference_steps": 6, "protocols": {"sampled": {"min_window_s": 1e-6}}},

@@ -19,27 +19,29 @@ codecarbon = pytest.importorskip("codecarbon")
 
 @pytest.fixture(scope="module")
 def without_gpu() -> Any:
+    """Readings of two windows, each with the longest that it may have lasted."""
     carbon = CodeCarbon(())
     readings = []
     for name in ("one", "two"):
+        before_s = time.monotonic()
         carbon.start(name)
         time.sleep(0.5)
-        readings.append(carbon.stop(name))
+        readings.append((carbon.stop(name), time.monotonic() - before_s))
     return readings
 
 
 def test_each_window_has_its_own_energy(without_gpu: Any) -> None:
-    for reading in without_gpu:
+    for reading, longest_s in without_gpu:
         assert reading.version == codecarbon.__version__
-        assert reading.duration_s == pytest.approx(0.5, abs=0.2)
+        assert 0.49 <= reading.duration_s <= longest_s + 0.01
         assert 0 < reading.cpu_energy_Wh * 3600 / reading.duration_s < 1000  # watts, modelled
         assert 1 < reading.ram_energy_Wh * 3600 / reading.duration_s < 1000
-    one, two = (reading.ram_energy_Wh / reading.duration_s for reading in without_gpu)
+    one, two = (reading.ram_energy_Wh / reading.duration_s for reading, _ in without_gpu)
     assert two == pytest.approx(one, rel=0.4)  # of the second window, not of both
 
 
 def test_without_a_gpu_there_is_no_gpu_energy(without_gpu: Any) -> None:
-    for reading in without_gpu:
+    for reading, _ in without_gpu:
         assert (reading.gpu_energy_Wh, reading.gpu_method) == (0, "none")
         assert reading.ram_method == "constant_per_module"
         assert cpu_kind(reading.cpu_method) in {"measured", "modelled", "constant"}
@@ -70,8 +72,8 @@ def test_gpus_are_those_of_the_indices(tmp_path: Path, indices: tuple[int, ...],
     assert done.returncode == 0, done.stderr
     reading = CodeCarbonReading.model_validate_json(done.stdout)
     assert reading.gpu_method == "nvml_energy_counter"
-    # within two ticks of 100 ms of each
-    assert reading.gpu_energy_Wh * 3600 == pytest.approx(watts * reading.duration_s, abs=0.21 * watts)
+    # within two ticks of 100 ms of each and what a busy machine delays
+    assert reading.gpu_energy_Wh * 3600 == pytest.approx(watts * reading.duration_s, rel=0.5)
 
 
 @pytest.mark.parametrize(

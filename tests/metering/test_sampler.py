@@ -129,10 +129,10 @@ def test_it_cannot_be_started_twice(sampler: Sampler) -> None:
 
 
 def test_a_gpu_lost_in_mid_run_is_loud_and_nothing_is_lost() -> None:
-    with Sampler(live({"tick_s": 0.02, "lost_at_s": 0.5})) as sampler:
+    with Sampler(live({"tick_s": 0.02, "lost_at_s": 2.0})) as sampler:
         read, _ = sampler.drain()
         with pytest.raises(MeterError, match="the GPU was lost") as caught:
-            sampler.drain(past_s=time.monotonic() + 10)
+            sampler.drain(past_s=time.monotonic() + 60)
         assert caught.value.partial is not None
         ticks, samples = caught.value.partial
         assert ticks.time_s[0] == read.time_s[-1]
@@ -165,7 +165,7 @@ def test_a_child_that_is_killed_is_told() -> None:
         assert sampler.pid is not None
         os.kill(sampler.pid, signal.SIGKILL)
         with pytest.raises(MeterError, match="process died"):
-            sampler.drain(past_s=time.monotonic() + 5)
+            sampler.drain(past_s=time.monotonic() + 60)
 
 
 PARENT = """
@@ -189,7 +189,7 @@ def test_the_child_ends_when_its_parent_is_killed() -> None:
         child = int(parent.stdout.readline())
         assert is_running(child)
         parent.kill()
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 60
         while is_running(child) and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert not is_running(child)

@@ -17,7 +17,6 @@ torch = pytest.importorskip("torch")
 from t2v_energy.measurement.kernels import KernelProbe  # noqa: E402
 from t2v_energy.metering.spans import SpanRecorder, _is_on_host, shifted  # noqa: E402
 
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 STAGES = {"text_encoder": "encoder.forward", "denoiser": "denoiser.forward", "scheduler": "plan.step"}
 
 

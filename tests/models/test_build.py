@@ -16,7 +16,6 @@ from t2v_energy.errors import UserError
 torch = pytest.importorskip("torch")
 from t2v_energy.models.build import build_component, build_pipeline  # noqa: E402
 
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 PARTS = ("transformer", "vae", "text_encoder")
 
 

@@ -24,7 +24,6 @@ from t2v_energy.models.build import (  # noqa: E402
     pipeline_class,
 )
 
-torch.set_num_threads(1)  # threads that wait for each other are slow where other tests run beside
 PUBLISHED = {
     "wan2.1-t2v-1.3b": "tiny-wan",
     "wan2.1-t2v-14b": "tiny-wan",

@@ -44,28 +44,19 @@ ROOT = tiny.ROOT
 CALIBRATION = savings_basis(ROOT, "h200").calibration
 WAN = configuration()
 POINT = Point("wan2.1-t2v-1.3b", 480, 832, 81, 50)
-
-
-@pytest.fixture(autouse=True)
-def _work_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries of the tests are of a kind that changes no amount of work, unless a test says which."""
-    monkeypatch.setattr(VaeTiling, "work_ratios", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("tiling_changes_no_work")  # unless a test says which
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A root with the shipped config/ and a GPU campaign ``big`` that lists interventions."""
     root = tiny.make_root(tmp_path / "root")
-    entries: dict[str, dict[str, Any]] = {
+    cool = {"power": {"attention": 0.9, "vae": 0.5}, "source": "a test"}
+    entries = {
         "half-time": {"expected": {"rate": {"attention": 2.0}, "source": "a test"}},
-        "cool": {"expected": {"power": {"attention": 0.9, "vae": 0.5}, "source": "a test"}},
+        "cool": {"kind": "vae-channels-last", "expected": cool},  # a kind is listed once
     }
-    kinds = {"cool": "vae-channels-last"}  # a kind is listed once
-    catalogue = {
-        name: {"kind": kinds.get(name, "vae-tiling"), **settings} for name, settings in entries.items()
-    }
-    path = root / "config" / "interventions.yaml"
-    path.write_text(path.read_text() + yaml.safe_dump(catalogue), encoding="utf-8")
+    tiny.add_interventions(root, entries)
     vary: list[dict[str, Any]] = [
         {},
         {"interventions": ["half-time"]},

@@ -12,15 +12,6 @@ import pytest
 from clone import Built, Clone
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one long build go to one worker, and first: another would only wait for the build."""
-    for name in ("built_paper", "built_smoke"):
-        for item in items:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: "built_smoke" not in getattr(item, "fixturenames", ()))
-
-
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The repository as a new clone would have it; not to be changed."""

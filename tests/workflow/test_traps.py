@@ -71,7 +71,7 @@ def test_trap_3_the_lock_holds_between_processes_and_dies_with_its_holder(
         time.sleep(0.3)
         assert "held" not in second.output
         first.signal_group(signal.SIGKILL)
-        second.wait_for("held", timeout_s=10)
+        second.wait_for("held")
     finally:
         first.kill()
         second.kill()
