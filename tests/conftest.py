@@ -29,7 +29,7 @@ SHARED = (
 """Files with a fixture that takes seconds and is built once a file: two workers would build it twice."""
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares a build on one worker, and begin with what takes longest.
 
