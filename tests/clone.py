@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from processor import children_s
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent  # not resolved: a virtual environment's own folder
@@ -154,18 +155,18 @@ class Clone:
 
 @dataclass(frozen=True)
 class Built:
-    """A copy in which a campaign was built, with what Snakemake said and the wall time."""
+    """A copy in which a campaign was built, with what Snakemake said, and the processor's seconds it took."""
 
     clone: Clone
     done: Done
-    wall_s: float
+    cpu_s: float
 
     @classmethod
     def by_snakemake(cls, clone: Clone, *arguments: str) -> Built:
         """Build all of a campaign."""
-        start_s = time.monotonic()
+        before_s = children_s()
         done = clone.snakemake("--cores", "all", *arguments)
-        return cls(clone, done, time.monotonic() - start_s)
+        return cls(clone, done, children_s() - before_s)
 
 
 def jobs_in(output: str) -> dict[str, int]:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from clone import Built, Clone
+from processor import slower
 from t2v_energy.measurement.record import read_record, record_paths
 
 SMOKE = ("--config", "campaign=smoke")
 PROMPTS = "results/prompts/smoke.jsonl"
-LIMIT_S = 360  # the budget is 180 s on two cores of one's own; the cores that run the tests may be shared
+CPU_LIMIT_S = 360  # the budget is 180 s on two cores of one's own; here others may use them, too
 RECORDS = {
     "resolution": 4,
     "steps": 4,
@@ -76,8 +77,8 @@ def _rows(clone: Clone, name: str) -> list[dict[str, str]]:
 def test_one_command_runs_all_stages_live(built_smoke: Built) -> None:
     clone, done = built_smoke.clone, built_smoke.done
     assert done.returncode == 0, done.stdout
-    print(f"smoke, all stages: {built_smoke.wall_s:.0f} s")
-    assert built_smoke.wall_s < LIMIT_S
+    print(f"smoke, all stages: {built_smoke.cpu_s:.0f} s of the processor")
+    assert built_smoke.cpu_s < CPU_LIMIT_S * slower()
     built = [
         PROMPTS,
         "results/aggregated/smoke/measurements.parquet",
