@@ -226,7 +226,7 @@ class TestCommands:
         assert run("predict", "--model", "wan2.1-t2v-14b", "--accelerator", "rtx-4090") == 0
         out = capsys.readouterr().out
         assert "NVIDIA GeForce RTX 4090 has 24 GiB" in out
-        assert "nothing was measured on this accelerator" in out
+        assert "no calibration of this accelerator" in out
 
     def test_it_starts_within_a_second(self) -> None:
         """Of the processor's time: a clock on the wall would measure who else runs on this machine."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from t2v_energy.config import Accelerator, ModelFile, ProtocolSettings, load_accelerators, load_model
 from t2v_energy.errors import UserError
+from t2v_energy.measurement.record import read_record, record_paths
 from t2v_energy.prediction import Prediction, predict, predict_measurement_s
 from t2v_energy.work import parameter_counts, true_work
 
@@ -110,7 +111,21 @@ def test_every_model_of_the_study_is_predicted_well_enough_to_plan(key: str) -> 
     model = load_model(ROOT, key)
     got = predict(model, ACCELERATORS["h100-sxm"], *default_size(model))
     assert got.latency_s == pytest.approx(STUDY[key], rel=0.25)
-    assert got.memory_GiB < 80  # the study ran all of them on an 80 GB card
+    # The study ran all of them on an 80 GB card. Mochi fits if its VAE works in tiles, which is no default.
+    assert (got.memory_GiB < 80) == (key != "mochi-1-preview")
+
+
+def test_memory_is_what_the_models_allocated() -> None:
+    """Peaks of the sealed records of every model at its defaults; tiles make decoding smaller."""
+    folders = [ROOT / "results" / "raw" / campaign / "cross-model" for campaign in ("h100", "h200")]
+    records = [read_record(path) for folder in folders for path in record_paths(folder)]
+    plain = [r for r in records if r.status == "ok" and not r.configuration.interventions]
+    assert {r.configuration.model for r in plain} == {*STUDY, "wan2.1-t2v-1.3b", "contentv-8b"}
+    for record in plain:
+        c = record.configuration
+        size = (c.height, c.width, c.num_frames, c.num_inference_steps)
+        got = predict(load_model(ROOT, c.model), ACCELERATORS["h200"], *size)
+        assert got.memory_GiB == pytest.approx(max(record.memory.allocated_B.values()) / 2**30, rel=0.05), c
 
 
 @pytest.mark.parametrize("key", STUDY)

@@ -302,9 +302,7 @@ def test_everything_is_built_once(built_paper: Built) -> None:
     assert built_paper.done.returncode == 0, built_paper.done.stdout
     start_s = time.monotonic()
     done = built_paper.clone.snakemake("--cores", "all")
-    print(
-        f"everything: {built_paper.cpu_s:.1f} s of the processor; a second run: {time.monotonic() - start_s:.1f} s"
-    )
+    print(f"everything: {built_paper.cpu_s:.1f} s of processor; again: {time.monotonic() - start_s:.1f} s")
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout
 

@@ -14,7 +14,7 @@ from t2v_energy.prediction.rates import Rates
 def operator_numbers(
     alignment: pd.DataFrame, rates: Rates, limits: Accelerator, cases: int, tables: str, rates_file: str
 ) -> Numbers:
-    """Gains by kernel, head size and side, and of matrix products by shape; period; fitted rates.
+    """Gains by kernel, head size and side, and of matrix products by shape; period; fitted rates, and of how many.
 
     Args:
         alignment: of :func:`t2v_energy.analysis.alignment.alignment_table`; ``tables`` is its folder.
@@ -46,6 +46,7 @@ def operator_numbers(
         if name in rates.time:
             value = rates.time[name].expected * peak
             numbers[f"operators.{name}_rate"] = Number(value, "TFLOP/s", "modelled", where, digits=0)
+    numbers["operators.fitted_cases"] = Number(rates.cases, "", "measured", Source(rates_file, "", "cases"))
     misfit = 100 * rates.misfit
     numbers["operators.misfit"] = Number(misfit, "%", "modelled", where, digits=decimals(misfit, 2))
     return numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -42,13 +43,19 @@ def read_rows(path: Path) -> pd.DataFrame:
     return table
 
 
-def machine(table: pd.DataFrame) -> str:
+def machine(table: pd.DataFrame, experiments: Iterable[str] | None = None) -> str:
     """GPU model and boards, for a figure's margin; empty where the rows do not say.
+
+    Args:
+        table: rows of configurations.csv.
+        experiments: those that the figure draws; None: all.
 
     Hosts are not counted: in containers, several often have one name.
     """
     if not {"gpu_name", "gpu_uuids"} <= set(table.columns):
         return ""
+    if experiments is not None:
+        table = table[table["experiment"].isin(list(experiments))]
     models = sorted(set(table["gpu_name"].dropna())) or ["no GPU"]
     boards = {uuid for joined in table["gpu_uuids"].dropna() for uuid in joined.split(";")}
     count = f", {len(boards)} board{'s' * (len(boards) > 1)}" if boards else ""

@@ -142,7 +142,7 @@ def as_text(found: dict[str, Any]) -> str:
             f"{found[key + '_high']:.4g}"
             for name, key, unit in (("latency", "latency_s", "s"), ("GPU energy", "gpu_energy_Wh", "Wh"))
         ),
-        f"{'memory':<12}{found['memory_GiB']:>12.4g} GiB     peak, rough",
+        f"{'memory':<12}{found['memory_GiB']:>12.4g} GiB     allocated at the peak; torch reserves more",
         f"{'emissions':<12}{found['emissions_gCO2e']:>12.4g} gCO₂e   {found['grid']}, "
         f"{found['grid_gCO2e_per_kWh']:g} gCO₂e/kWh",
     ]

@@ -36,6 +36,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 CHUNK = 2  # latent frames that are decoded together
 MIDDLE_BLOCKS = 2
+LIVE_TENSORS = 8  # live at the peak, of the widest layer: the allocated peaks of the shipped records
 CACHED_FRAMES = 2  # frames that each causal convolution keeps of its input
 NORMS = "norms"  # stage of the convolutions that modulate norms
 CUBE, SQUARE, POINT = (3, 3, 3), (1, 3, 3), (1, 1, 1)
@@ -131,7 +132,10 @@ def decode_activation_bytes(
     last = layers[-1]
     stretch = int(settings(config)["temporal_compression_ratio"])
     video = last.outputs * last.pixels * frames * stretch
-    return convolution_activation_bytes(cubes, bytes_per_value) + (cache + 2 * video) * bytes_per_value
+    return (
+        convolution_activation_bytes(cubes, bytes_per_value, LIVE_TENSORS)
+        + (cache + 2 * video) * bytes_per_value
+    )
 
 
 def _stretching_blocks(c: Mapping[str, Any]) -> int:

@@ -91,10 +91,13 @@ def transformer_activation_bytes(tokens: int, width: int, inner: int, bytes_per_
     return tokens * (values * bytes_per_value + 2 * width * 4)
 
 
-def convolution_activation_bytes(layers: Iterable[Convolution], bytes_per_value: int) -> int:
+def convolution_activation_bytes(
+    layers: Iterable[Convolution], bytes_per_value: int, tensors: int = 4
+) -> int:
     """Rough peak of live activations of a decoder that sees its frames at once (bytes).
 
-    The largest layer's input, its padded copy, its output and the residual kept beside it: four times the
-    wider side.  An estimate, as above.
+    The largest layer's input, its padded copy, its output and the residual kept beside it: four ``tensors``
+    of the wider side.  Decoders whose normalisation keeps more of them pass a number of their own, which the
+    peaks of the shipped records set.  An estimate: libraries' workspaces are left out.
     """
-    return max(4 * max(x.inputs, x.outputs) * x.frames * x.pixels for x in layers) * bytes_per_value
+    return max(tensors * max(x.inputs, x.outputs) * x.frames * x.pixels for x in layers) * bytes_per_value

@@ -50,6 +50,7 @@ DEFAULTS: Mapping[str, Any] = {
     "spatial_compression_ratio": None,
     "temporal_compression_ratio": None,
 }
+LIVE_TENSORS = 6  # live at the peak, of the widest layer: the allocated peaks of the shipped records
 # LTXLatentUpsamplerModel's own
 UPSAMPLER_DEFAULTS: Mapping[str, Any] = {
     "in_channels": 128,
@@ -169,7 +170,7 @@ def decode_activation_bytes(
 ) -> int:
     """Rough peak of live activations while decoding (bytes)."""
     layers = decoder_convolutions(config, frames, rows * columns)
-    return convolution_activation_bytes(layers, bytes_per_value)
+    return convolution_activation_bytes(layers, bytes_per_value, LIVE_TENSORS)
 
 
 def upsampler_settings(config: Mapping[str, Any]) -> dict[str, Any]:

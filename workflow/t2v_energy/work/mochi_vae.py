@@ -34,6 +34,7 @@ DEFAULTS: Mapping[str, Any] = {
     "add_attention_block": (False, True, True, True, True),
 }
 CUBE, POINT = (3, 3, 3), (1, 1, 1)
+LIVE_TENSORS = 7  # live at the peak, of the widest layer: the allocated peaks of the shipped records
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def decode_activation_bytes(
 ) -> int:
     """Rough peak of live activations while decoding (bytes)."""
     layers = decoder_convolutions(config, frames, rows * columns)
-    return convolution_activation_bytes(layers, bytes_per_value)
+    return convolution_activation_bytes(layers, bytes_per_value, LIVE_TENSORS)
 
 
 def _blocks(stage: str, count: int, channels: int, frames: int, pixels: int) -> Iterator[Convolution]:

@@ -38,6 +38,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 CUBE = (3, 3, 3)
+LIVE_TENSORS = 5  # live at the peak, of the widest layer: the allocated peaks of the shipped records
 CACHED_FRAMES = 2  # frames that each causal convolution keeps of its input
 
 
@@ -178,14 +179,16 @@ def decode_activation_bytes(
 ) -> int:
     """Rough peak of live activations while decoding (bytes).
 
-    The caches of all causal convolutions, the largest layer (input, its padded copy and the output, with the
-    residual kept beside it: four times the wider side), and two copies of the video, which is concatenated
-    after every chunk.  An estimate: cuDNN's workspaces and allocator slack are left out.
+    The caches of all causal convolutions, the largest layer (input, its padded copy, the output, the
+    residual kept beside it and one more: five times the wider side), and two copies of the video, which is
+    concatenated after every chunk.  An estimate: cuDNN's workspaces and allocator slack are left out.
     """
     layers = list(decoder_convolutions(config, rows * columns, first=frames == 1))
     cache = sum(CACHED_FRAMES * x.inputs * x.pixels for x in layers if x.kernel[0] > 1)
     residual = [x for x in layers if x.kernel == (3, 3, 3)]
-    live = max(4 * max(x.inputs, x.outputs) * (x.frames + CACHED_FRAMES) * x.pixels for x in residual)
+    live = max(
+        LIVE_TENSORS * max(x.inputs, x.outputs) * (x.frames + CACHED_FRAMES) * x.pixels for x in residual
+    )
     chunk = layers[-1]
     video = chunk.outputs * chunk.pixels * (1 + (frames - 1) * chunk.frames)
     return (cache + live + 2 * video) * bytes_per_value
