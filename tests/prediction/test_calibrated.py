@@ -235,7 +235,7 @@ class TestPredictions:
         assert "extrapolated: 171360 tokens" in outside.notes[0]
         assert "not among the calibrated models" in other.notes[0]
         width = [p.latency_s_high[0] / p.latency_s[0] for p in (inside, outside, other)]
-        assert width[0] < width[1] < width[2]
+        assert width[0] < min(width[1:])
 
     @pytest.mark.parametrize("keys", [*((key,) for key in MODELS), MODELS], ids=",".join)
     def test_ten_thousand_in_two_seconds(self, keys: tuple[str, ...]) -> None:
