@@ -252,6 +252,14 @@ class TestSources:
             merge(root, ["b"], "c")
         assert path.read_bytes() == before
 
+    @pytest.mark.parametrize("into", ["a/b", "../x", "My Lab", ""])
+    def test_what_is_no_key_is_refused_before_anything_is_written(self, root: Path, into: str) -> None:
+        sealed(root, "a", of("a", config=SMALL))
+        before = sorted(root.rglob("*"))
+        with pytest.raises(UserError, match="is no key of a campaign"):
+            merge(root, ["a"], into)
+        assert sorted(root.rglob("*")) == before
+
     def test_an_open_experiment_is_refused(self, root: Path) -> None:
         write(of("a", config=SMALL), root / "results" / "raw" / "a" / "resolution")
         assert "t2v-energy seal --campaign a --experiment resolution" in refused(root, ["a"])

@@ -8,6 +8,7 @@ stage 3 then keep apart what differs (:func:`t2v_energy.aggregation.aggregate`).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from t2v_energy.aggregation import energy_kinds
-from t2v_energy.config import Configuration, load_campaign, load_experiment
+from t2v_energy.config import KEY_PATTERN, Campaign, Configuration, load_campaign, load_experiment
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import (
     Record,
@@ -87,13 +88,19 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
     change, and ``source`` names the campaign, file and checksum that it is from. The experiments are sealed.
 
     Raises:
-        UserError: ``into`` has records; a source is missing, not sealed or not as it was sealed; two records
-            of one id are of different configurations; or records would be mixed that must not be.
+        UserError: ``into`` is no key, or has records; a source is missing, not sealed or not as it was sealed;
+            two records of one id are of different configurations; or records would be mixed that must not be.
     """
     unknown = set(allowed) - set(MIXTURES)
     if unknown:
         raise UserError(
             f"there is no mixture {', '.join(sorted(unknown))}", remedy=f"known: {', '.join(MIXTURES)}"
+        )
+    if not re.fullmatch(KEY_PATTERN, into):
+        raise UserError(
+            f"{into!r} is no key of a campaign",
+            where="--into",
+            remedy="use small letters, digits, '-' and '.'",
         )
     target = root / "results" / "raw" / into
     if target.exists():
@@ -105,8 +112,13 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
     entries = _without_copies(entry for name in sources for entry in _read_source(root, name))
     _refuse_other_configurations(entries)
     _refuse_mixtures(entries, allowed)
-    _write_campaign_file(root, into, sources, entries)
-    return _write_records(target, into, _as_further_passes(entries))
+    campaign = _merged_campaign(root, into, sources, entries)
+    folders = _write_records(target, into, _as_further_passes(entries))
+    path = _campaign_file(root, into)
+    if not path.exists():
+        text = yaml.safe_dump(campaign.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+        write_atomically(path, f"# Made by: t2v-energy merge {' '.join(sources)} --into {into}\n{text}")
+    return folders
 
 
 def _read_source(root: Path, name: str) -> Iterator[_Entry]:
@@ -279,9 +291,13 @@ def _write_records(target: Path, into: str, entries: Iterable[tuple[_Entry, int]
     return sorted(target.iterdir())
 
 
-def _write_campaign_file(root: Path, into: str, sources: Sequence[str], entries: Sequence[_Entry]) -> None:
-    """config/campaigns/<into>.yaml of the first source's file, unless it is there."""
-    path = root / "config" / "campaigns" / f"{into}.yaml"
+def _campaign_file(root: Path, into: str) -> Path:
+    return root / "config" / "campaigns" / f"{into}.yaml"
+
+
+def _merged_campaign(root: Path, into: str, sources: Sequence[str], entries: Sequence[_Entry]) -> Campaign:
+    """What config/campaigns/<into>.yaml says, and else that of the first source with what differs."""
+    path = _campaign_file(root, into)
     experiments = sorted({entry.experiment for entry in entries})
     if path.exists():
         campaign = load_campaign(root, into)
@@ -302,6 +318,4 @@ def _write_campaign_file(root: Path, into: str, sources: Sequence[str], entries:
         )
     for key in experiments:
         load_experiment(root, campaign, key)  # raises where the merged records could not be read again
-    if not path.exists():
-        text = yaml.safe_dump(campaign.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-        write_atomically(path, f"# Made by: t2v-energy merge {' '.join(sources)} --into {into}\n{text}")
+    return campaign
