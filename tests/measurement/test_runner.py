@@ -38,6 +38,7 @@ from t2v_energy.measurement.record import (
     write_atomically,
 )
 from t2v_energy.measurement.runner import Session, measure_batch
+from t2v_energy.measurement.sealing import SEAL, verify, write_seal
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering import fake_nvml
 from t2v_energy.metering.fake_nvml import FakeDeviceFactory, FakeGpu
@@ -265,6 +266,27 @@ class TestABatch:
         assert "2 already measured" in log.getvalue()
         assert after[lost] != before[lost]
         assert {n: c for n, c in after.items() if n != lost} == {n: c for n, c in before.items() if n != lost}
+
+
+class TestASealedExperiment:
+    def test_nothing_is_added_to_it(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A record more would make every later step refuse the experiment."""
+        folder = raw_folder(copy, "tiny", "resolution")
+        gone = record_paths(folder)[0]
+        gone.rename(copy / gone.name)
+        write_seal(folder)
+        before = contents(copy)
+        monkeypatch.setattr(runner, "_open_session", lambda *_: pytest.fail("a device was opened"))
+        with pytest.raises(UserError, match=f"lacks {re.escape(gone.name)}") as error:
+            measure(copy)
+        assert error.value.where == str(folder / SEAL)
+        assert "another campaign's name" in error.value.remedy
+        assert contents(copy) == before
+        verify(folder)
+
+    def test_with_all_its_records_it_is_done(self, copy: Path) -> None:
+        write_seal(raw_folder(copy, "tiny", "resolution"))
+        assert measure(copy).is_file()
 
 
 class TestADeadline:

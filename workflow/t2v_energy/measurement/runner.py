@@ -45,6 +45,7 @@ from t2v_energy.measurement.record import (
     to_json,
     write_atomically,
 )
+from t2v_energy.measurement.sealing import SEAL, is_sealed
 from t2v_energy.measurement.validity import check
 from t2v_energy.metering.nvml import NvmlDevice
 from t2v_energy.metering.sampler import Sampler
@@ -76,14 +77,16 @@ def measure_batch(
     interventions fail or change nothing is left out too; the rest is measured before the error is raised.
 
     Raises :class:`UserError` when the GPU is missing, in use by others or of another model than the
-    campaign's, when a record that is there was made otherwise, when an intervention fails, or when the disk
-    is full.
+    campaign's, when a record that is there was made otherwise, when an intervention fails, when the disk is
+    full, or when the experiment is sealed and lacks records.
     """
     failed: list[InterventionError] = []
     plan = make_plan(root, settings, [experiment])
     batch = plan.batch(experiment, name)
     folder = raw_folder(root, plan.campaign.key, experiment)
     pending = _pending(root, folder, batch, plan)
+    if pending:
+        _refuse_sealed(folder, [item.record for item in pending])
     progress.begin(batch, pending)
     if save_videos:
         _check_videos(plan.campaign)
@@ -154,6 +157,17 @@ def _is_done(root: Path, path: Path, item: Item, plan: Plan) -> bool:
                 "campaign's name",
             )
     return True
+
+
+def _refuse_sealed(folder: Path, missing: Sequence[str]) -> None:
+    """A record more would break the seal, and every later step with it."""
+    if is_sealed(folder):
+        raise UserError(
+            f"the experiment is sealed, and it lacks {', '.join(missing)}",
+            where=str(folder / SEAL),
+            remedy="measure it in another experiment or under another campaign's name; or remove the seal to "
+            "add to it, and seal it again afterwards",
+        )
 
 
 def _tell_if_invalid(path: Path, plan: Plan, progress: Progress) -> None:
