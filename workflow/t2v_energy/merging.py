@@ -88,8 +88,9 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
     change, and ``source`` names the campaign, file and checksum that it is from. The experiments are sealed.
 
     Raises:
-        UserError: ``into`` is no key, or has records; a source is missing, not sealed or not as it was sealed;
-            two records of one id are of different configurations; or records would be mixed that must not be.
+        UserError: ``into`` is no key, or has records; a source is missing, not sealed or not as it was
+            sealed; two records of one id are of different configurations; or records would be mixed that
+            must not be.
     """
     unknown = set(allowed) - set(MIXTURES)
     if unknown:

@@ -14,7 +14,7 @@ from t2v_energy.prediction.rates import Rates
 def operator_numbers(
     alignment: pd.DataFrame, rates: Rates, limits: Accelerator, cases: int, tables: str, rates_file: str
 ) -> Numbers:
-    """Gains by kernel, head size and side, and of matrix products by shape; period; fitted rates, and their cases.
+    """Gains by kernel, head size and side, of matrix products by shape; period; fitted rates and their cases.
 
     Args:
         alignment: of :func:`t2v_energy.analysis.alignment.alignment_table`; ``tables`` is its folder.
