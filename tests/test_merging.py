@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import tiny
 from records import GPU, configuration, environment, make_record, out_of_memory, write
-from t2v_energy import cli
+from t2v_energy import cli, merging
 from t2v_energy.analysis.rows import machine, read_rows
 from t2v_energy.config import ProtocolSettings, load_campaign
 from t2v_energy.errors import UserError
@@ -107,6 +107,36 @@ def test_rows_say_which_machine_and_which_records(root: Path) -> None:
     assert machine(rows) == f"{GPU}, 2 boards"
     assert load_campaign(root, "c").gpu_name == GPU
     pd.testing.assert_frame_equal(read_rows(root / "built" / "configurations.csv"), rows)
+
+
+@pytest.mark.parametrize("into", ["a/b", "../x", "My Lab", "", "x\n"])
+def test_what_is_no_key_is_refused_before_anything_is_written(root: Path, into: str) -> None:
+    sealed(root, "a", of("a", config=SMALL))
+    before = set(root.rglob("*"))
+    with pytest.raises(UserError, match="is no campaign's key") as error:
+        merge(root, ["a"], into)
+    assert error.value.where == "--into"
+    assert set(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("fails", ["records", "campaign file"])
+def test_a_merge_that_fails_in_writing_leaves_nothing(
+    root: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as on a full disk."""
+    sealed(root, "a", of("a", config=SMALL))
+    before = set(root.rglob("*"))
+    write_it = merging.write_atomically
+
+    def full(path: Path, text: str) -> None:
+        if (path.suffix == ".json") == (fails == "records"):
+            raise OSError(28, "No space left on device", str(path))
+        write_it(path, text)
+
+    monkeypatch.setattr(merging, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        merge(root, ["a"], "c")
+    assert set(root.rglob("*")) == before
 
 
 def test_a_folder_from_elsewhere_is_a_source(root: Path, tmp_path: Path) -> None:

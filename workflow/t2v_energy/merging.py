@@ -8,6 +8,7 @@ stage 3 then keep apart what differs (:func:`t2v_energy.aggregation.aggregate`).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from t2v_energy.aggregation import energy_kinds
-from t2v_energy.config import Configuration, load_campaign, load_experiment
+from t2v_energy.config import KEY_PATTERN, Configuration, load_campaign, load_experiment
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import (
     Record,
@@ -87,13 +88,19 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
     change, and ``source`` names the campaign, file and checksum that it is from. The experiments are sealed.
 
     Raises:
-        UserError: ``into`` has records; a source is missing, not sealed or not as it was sealed; two records
+        UserError: ``into`` is no key or has records; a source is missing, not sealed or not as it was sealed; two records
             of one id are of different configurations; or records would be mixed that must not be.
     """
     unknown = set(allowed) - set(MIXTURES)
     if unknown:
         raise UserError(
             f"there is no mixture {', '.join(sorted(unknown))}", remedy=f"known: {', '.join(MIXTURES)}"
+        )
+    if not re.fullmatch(KEY_PATTERN, into):
+        raise UserError(
+            f"{into!r} is no campaign's key",
+            where="--into",
+            remedy="use lower-case letters and digits, joined by single dots or hyphens, such as my-lab",
         )
     target = root / "results" / "raw" / into
     if target.exists():
@@ -105,8 +112,15 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
     entries = _without_copies(entry for name in sources for entry in _read_source(root, name))
     _refuse_other_configurations(entries)
     _refuse_mixtures(entries, allowed)
-    _write_campaign_file(root, into, sources, entries)
-    return _write_records(target, into, _as_further_passes(entries))
+    file, text = _campaign_file(root, into, sources, entries)
+    folders = _write_records(target, into, _as_further_passes(entries))
+    if not file.exists():
+        try:
+            write_atomically(file, text)
+        except BaseException:
+            shutil.rmtree(target)  # copies that we have just made: without the file no command reads them
+            raise
+    return folders
 
 
 def _read_source(root: Path, name: str) -> Iterator[_Entry]:
@@ -279,8 +293,13 @@ def _write_records(target: Path, into: str, entries: Iterable[tuple[_Entry, int]
     return sorted(target.iterdir())
 
 
-def _write_campaign_file(root: Path, into: str, sources: Sequence[str], entries: Sequence[_Entry]) -> None:
-    """config/campaigns/<into>.yaml of the first source's file, unless it is there."""
+def _campaign_file(
+    root: Path, into: str, sources: Sequence[str], entries: Sequence[_Entry]
+) -> tuple[Path, str]:
+    """config/campaigns/<into>.yaml and its text: made of the first source's file, unless it is there.
+
+    Raises :class:`UserError` where the merged records could not be read again by it.
+    """
     path = root / "config" / "campaigns" / f"{into}.yaml"
     experiments = sorted({entry.experiment for entry in entries})
     if path.exists():
@@ -302,6 +321,5 @@ def _write_campaign_file(root: Path, into: str, sources: Sequence[str], entries:
         )
     for key in experiments:
         load_experiment(root, campaign, key)  # raises where the merged records could not be read again
-    if not path.exists():
-        text = yaml.safe_dump(campaign.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-        write_atomically(path, f"# Made by: t2v-energy merge {' '.join(sources)} --into {into}\n{text}")
+    text = yaml.safe_dump(campaign.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    return path, f"# Made by: t2v-energy merge {' '.join(sources)} --into {into}\n{text}"
