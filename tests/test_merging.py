@@ -109,6 +109,25 @@ def test_rows_say_which_machine_and_which_records(root: Path) -> None:
     pd.testing.assert_frame_equal(read_rows(root / "built" / "configurations.csv"), rows)
 
 
+def test_what_the_campaign_does_not_list_is_left_out_and_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the records of h200/interventions, which no seal can close: the campaign has no such experiment."""
+    sealed(root, "a", of("a", config=SMALL))
+    tried = root / "results" / "raw" / "a" / "interventions"
+    write(of("a", config=LARGE, experiment="interventions"), tried)
+    assert cli.main(["--root", str(root), "merge", "a", "--into", "c"]) == 0
+    said = capsys.readouterr()
+    assert f"{tried}: left out" in said.err
+    assert said.out.split() == [str(root / "results" / "raw" / "c" / "resolution")]
+    assert len(record_paths(tried)) == 1
+
+
+def test_a_campaign_that_lists_none_of_its_records_is_refused(root: Path) -> None:
+    write(of("a", experiment="interventions"), root / "results" / "raw" / "a" / "interventions")
+    assert "list there what is to be merged" in refused(root, ["a"])
+
+
 @pytest.mark.parametrize("into", ["a/b", "../x", "My Lab", "", "x\n"])
 def test_what_is_no_key_is_refused_before_anything_is_written(root: Path, into: str) -> None:
     sealed(root, "a", of("a", config=SMALL))

@@ -449,7 +449,10 @@ def _seal(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from t2v_energy.merging import merge
 
-    for folder in merge(options.root, options.sources, options.into, options.allow):
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    for folder in merge(options.root, options.sources, options.into, options.allow, say):
         print(folder)
 
 

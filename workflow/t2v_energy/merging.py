@@ -1,6 +1,7 @@
 """Several campaigns' sealed records become one campaign, in which each record still says where it is from.
 
-Merging loses nothing (every record of every source is taken), overwrites nothing (the merged campaign is
+Merging loses nothing (every record of the experiments that a source lists is taken, and a folder that it
+does not list is named), overwrites nothing (the merged campaign is
 new) and refuses mixtures that would lie. Some may be made all the same, each by its name; the tables of
 stage 3 then keep apart what differs (:func:`t2v_energy.aggregation.aggregate`).
 """
@@ -73,7 +74,13 @@ class _Entry:
         return self.experiment, self.configuration_id, self.protocol
 
 
-def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str] = ()) -> list[Path]:
+def merge(
+    root: Path,
+    sources: Sequence[str],
+    into: str,
+    allowed: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Path]:
     """Write campaign ``into`` of the records of ``sources``; returns the merged experiments' folders.
 
     Args:
@@ -83,13 +90,14 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
         into: key of a campaign that has no records yet. Where it has no file in config/campaigns/, one is
             made from the first source's.
         allowed: names of :data:`MIXTURES`.
+        say: is told of each folder that is left out, because its campaign's file does not list it.
 
     Every record keeps its measurements as they are; ``campaign`` and, of allowed duplicates, ``pass_index``
     change, and ``source`` names the campaign, file and checksum that it is from. The experiments are sealed.
 
     Raises:
-        UserError: ``into`` is no key or has records; a source is missing, not sealed or not as it was sealed; two records
-            of one id are of different configurations; or records would be mixed that must not be.
+        UserError: ``into`` is no key or has records; a source is missing, not sealed or not as it was sealed;
+            two records of one id are of different configurations; or records would be mixed that must not be.
     """
     unknown = set(allowed) - set(MIXTURES)
     if unknown:
@@ -109,7 +117,7 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
             where=str(target),
             remedy="name another campaign with --into, or move the folder away",
         )
-    entries = _without_copies(entry for name in sources for entry in _read_source(root, name))
+    entries = _without_copies(entry for name in sources for entry in _read_source(root, name, say))
     _refuse_other_configurations(entries)
     _refuse_mixtures(entries, allowed)
     file, text = _campaign_file(root, into, sources, entries)
@@ -123,8 +131,8 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
     return folders
 
 
-def _read_source(root: Path, name: str) -> Iterator[_Entry]:
-    """Every record of a source, its seals checked."""
+def _read_source(root: Path, name: str, say: Callable[[str], None]) -> Iterator[_Entry]:
+    """Every record of a source's experiments, its seals checked."""
     key = root / "results" / "raw" / name
     folder = key if key.is_dir() else Path(name)
     if not folder.is_dir():
@@ -136,6 +144,8 @@ def _read_source(root: Path, name: str) -> Iterator[_Entry]:
     experiments = sorted(path for path in folder.iterdir() if path.is_dir() and record_paths(path))
     if not experiments:
         raise UserError("holds no records", where=str(folder), remedy="name the folder of its experiments")
+    if folder == key:
+        experiments = _listed(root, name, experiments, say)
     for experiment in experiments:
         if not is_sealed(experiment):
             raise UserError(
@@ -152,6 +162,30 @@ def _read_source(root: Path, name: str) -> Iterator[_Entry]:
                     remedy="restore the folder",
                 )
             yield _entry(record, path)
+
+
+def _listed(
+    root: Path, campaign: str, experiments: Sequence[Path], say: Callable[[str], None]
+) -> Sequence[Path]:
+    """The folders of experiments that the campaign's file lists; all of them where it has no file here.
+
+    What is not listed was tried beside the campaign: no table has it, and ``seal`` does not know it.
+    """
+    file = root / "config" / "campaigns" / f"{campaign}.yaml"
+    if not file.is_file():
+        return experiments
+    known = load_campaign(root, campaign).experiments
+    listed = [path for path in experiments if path.name in known]
+    if not listed:
+        raise UserError(
+            f"none of the experiments that have records is listed: {', '.join(p.name for p in experiments)}",
+            where=f"{file}, experiments",
+            remedy="list there what is to be merged",
+        )
+    for path in experiments:
+        if path not in listed:
+            say(f"{path}: left out, since {file} does not list it")
+    return listed
 
 
 def _entry(record: Record, path: Path) -> _Entry:
