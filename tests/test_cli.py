@@ -272,6 +272,14 @@ class TestStages:
         assert set(table["status"]) == {"ok", "out_of_memory"}
         assert len(pd.read_parquet(parquet)) > 0
 
+    def test_aggregate_writes_no_two_tables_to_one_file(
+        self, root: Path, folder: Path, failure: Outcome
+    ) -> None:
+        one = root / "table"
+        text = failure.of(root, "aggregate", "--campaign", "big", "--parquet", one, "--csv", one)
+        assert f"{one}: --parquet and --csv name one file" in text
+        assert not one.exists()
+
     def test_aggregate_verifies_what_is_sealed(self, root: Path, folder: Path, failure: Outcome) -> None:
         assert run(root, "seal", "--campaign", "big", "--experiment", "resolution") == 0
         changed = sorted(folder.glob("*.json"))[0]

@@ -461,6 +461,12 @@ def _aggregate(options: argparse.Namespace) -> None:
     from t2v_energy.measurement.sealing import is_sealed, verify
     from t2v_energy.plan import make_plan, raw_folder
 
+    if options.parquet.resolve() == options.csv.resolve():
+        raise UserError(
+            "--parquet and --csv name one file, and one table would overwrite the other",
+            where=str(options.csv),
+            remedy="name another file for one of them",
+        )
     plan = make_plan(options.root, _load(options))
     records = {}
     for key in plan.campaign.experiments:
@@ -490,7 +496,7 @@ def _predict(options: argparse.Namespace) -> None:
     _check_use(options)
     calibration = _calibration(options)
     if options.points:
-        _keep_inputs(options.out, options.calibration)
+        _keep_inputs(options.out, options.calibration, options.points)
         if options.out is None:
             raise UserError("--points without --out", remedy="add --out PREDICTIONS.csv")
         if options.interventions or options.attention_kernel:
