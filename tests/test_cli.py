@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,13 @@ class TestFrame:
             (["plam"], "invalid choice: 'plam'"),
             (["plan", "--settings", "[1]"], "must be a JSON object"),
             (["plan", "--settings", "{"], "not JSON"),
+            (["measure", "--minutes", "-1"], "must be more than 0 and finite"),
+            (["measure", "--minutes", "0"], "must be more than 0 and finite"),
+            (["measure", "--minutes", "nan"], "must be more than 0 and finite"),
+            (["measure", "--minutes", "inf"], "must be more than 0 and finite"),
+            (["plan", "--campaign", ""], "--campaign: is empty"),
+            (["paper", "--campaign", "", "--source", "a", "--out", "b"], "--campaign: is empty"),
+            (["aggregate", "--parquet", "a", "--csv", "b", "--processes", "0"], "must be at least 1"),
             (["seal"], "--experiment"),
         ],
     )
@@ -259,11 +267,28 @@ class TestStages:
         vary = [{"height": 32, "width": 32}]
         tiny.write_yaml(root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": tiny.resolution(vary=vary)})
         folder = root / "results" / "raw" / "tiny" / "resolution"
-        assert run(root, "measure", "--campaign", "tiny", "--minutes", "0") == 0
+        assert run(root, "measure", "--campaign", "tiny", "--minutes", "1e-6") == 0
         assert "tiny-wan_32x32_5f_2s (sampled): left for another time" in capsys.readouterr().err
         assert not list(folder.rglob("*.json"))
         assert run(root, "measure", "--campaign", "tiny", "--minutes", "60") == 0
         assert len(list(folder.glob("*.json"))) == len(list(folder.glob("batches/*.json"))) == 1
+
+    def test_measure_without_prompts_says_the_command_that_makes_them(
+        self, root: Path, failure: Outcome
+    ) -> None:
+        pytest.importorskip("torch")
+        path = tiny.prompts_path(root)
+        path.unlink()
+        other = json.dumps({"prompts": {"count": 7, "seed": 3}})
+        text = failure.of(root, "measure", "--campaign", "tiny", "--settings", other)
+        assert f"{path}: there are no prompts yet" in text
+        program, *words = shlex.split(text.partition("make them: ")[2])
+        assert program == "t2v-energy"
+        assert cli.main(words) == 0
+        found = path.read_text()
+        assert len(load_prompts(path)) == 7
+        assert run(root, "prompts", "--settings", other, "--out", path) == 0
+        assert path.read_text() == found
 
     def test_aggregate(self, root: Path, folder: Path, tmp_path: Path) -> None:
         parquet, csv = tmp_path / "a" / "measurements.parquet", tmp_path / "a" / "configurations.csv"

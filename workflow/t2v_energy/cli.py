@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", type=Path, help="default: results/prompts/<campaign>.jsonl")
     sub.add_argument(
         "--minutes",
-        type=float,
+        type=_minutes,
         help="begin only what should end within so many minutes; the same command goes on later",
     )
     sub.add_argument(
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
-    sub.add_argument("--processes", type=int, default=1, help="at most so many at once (default: 1)")
+    sub.add_argument("--processes", type=_count, default=1, help="at most so many at once (default: 1)")
 
     sub = command("operator-rates", _operator_rates, "rates and powers of experiment operators as a table")
     _campaign(sub)
@@ -183,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("paper", _paper, "compile the paper")
     sub.add_argument(
-        "--campaign", help="whose numbers it takes (default: paper_campaign of config/config.yaml)"
+        "--campaign",
+        type=_named,
+        help="whose numbers it takes (default: paper_campaign of config/config.yaml)",
     )
     sub.add_argument("--source", type=Path, required=True)
     sub.add_argument("--out", type=Path, required=True)
@@ -192,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True)
 
     sub = command("fetch", _fetch, "fetch a table that others published, and check it")
-    sub.add_argument("--campaign", required=True)
+    sub.add_argument("--campaign", type=_named, required=True)
     sub.add_argument("--source", required=True)
     sub.add_argument("--out", type=Path, required=True)
 
@@ -204,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         "versus", _versus, "the study's H100 against our own board, where both have a configuration"
     )
     _published(sub)
-    sub.add_argument("--campaign", required=True, help="our campaign")
+    sub.add_argument("--campaign", type=_named, required=True, help="our campaign")
     sub.add_argument("--configurations", type=Path, required=True, help="its configurations.csv")
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--same-gpu", type=Path, help="configurations.csv of ours on the study's GPU model")
@@ -250,9 +253,31 @@ def _mapping(text: str) -> dict[str, Any]:
     return value
 
 
+def _minutes(text: str) -> float:
+    """A time that something can be measured in, or argparse's own kind of error."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, not {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _named(text: str) -> str:
+    """A name that is not empty, as that of a shell variable that is not set would be."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a campaign, or leave the option out for the default")
+    return text
+
+
 def _campaign(sub: argparse.ArgumentParser) -> None:
     _settings(sub)
-    sub.add_argument("--campaign", help="default: the one that config/config.yaml names")
+    sub.add_argument("--campaign", type=_named, help="default: the one that config/config.yaml names")
 
 
 def _load(options: argparse.Namespace) -> Any:
