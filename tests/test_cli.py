@@ -83,6 +83,12 @@ class TestFrame:
         where = root / "config" / "campaigns"
         assert text.startswith(f"t2v-energy: {where}: there is no campaign 'smok'\n  → did you mean 'smoke'?")
 
+    def test_a_folder_in_a_files_place_is_told_with_a_remedy(self, root: Path, failure: Outcome) -> None:
+        text = failure.of(root, "prompts", "--out", root)
+        assert f"{root}" in text
+        text = failure.of(root, "numbers", root, "--out", root / "n.json")
+        assert text.startswith(f"t2v-energy: {root}: Is a directory\n  → name a file, not a folder")
+
     def test_an_interrupt_is_exit_code_130(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -323,6 +329,13 @@ class TestStages:
         out = tmp_path / "numbers" / "all.json"
         assert run(root, "numbers", *parts, "--out", out) == 0
         assert set(json.loads(out.read_text())) == {"x", "y"}
+        other = tmp_path / "rates.json"
+        for content in ({"cases": 297}, {"x": {"value": 1}}, {"x": None}):
+            other.write_text(json.dumps(content))
+            before = out.read_text()
+            text = failure.of(root, "numbers", parts[0], other, "--out", out)
+            assert f"{other}, {next(iter(content))}: is no number" in text
+            assert out.read_text() == before
         assert "'x' is also in" in failure.of(root, "numbers", parts[0], parts[0], "--out", out)
 
     def test_paper(self, root: Path, failure: Outcome) -> None:

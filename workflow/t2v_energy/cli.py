@@ -31,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"t2v-energy: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        told = UserError(
+            error.strerror or str(error),
+            where=str(error.filename or "a file"),
+            remedy="name a file, not a folder, that may be read or written, on a disk with room left",
+        )
+        print(f"t2v-energy: {told}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
