@@ -164,9 +164,7 @@ def _read_source(root: Path, name: str, say: Callable[[str], None]) -> Iterator[
             yield _entry(record, path)
 
 
-def _listed(
-    root: Path, campaign: str, experiments: Sequence[Path], say: Callable[[str], None]
-) -> Sequence[Path]:
+def _listed(root: Path, campaign: str, experiments: list[Path], say: Callable[[str], None]) -> list[Path]:
     """The folders of experiments that the campaign's file lists; all of them where it has no file here.
 
     What is not listed was tried beside the campaign: no table has it, and ``seal`` does not know it.
