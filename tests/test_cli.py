@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,12 @@ class TestFrame:
         where = root / "config" / "campaigns"
         assert text.startswith(f"t2v-energy: {where}: there is no campaign 'smok'\n  → did you mean 'smoke'?")
 
+    def test_a_folder_in_a_files_place_is_told_with_a_remedy(self, root: Path, failure: Outcome) -> None:
+        text = failure.of(root, "prompts", "--out", root)
+        assert f"{root}" in text
+        text = failure.of(root, "numbers", root, "--out", root / "n.json")
+        assert text.startswith(f"t2v-energy: {root}: Is a directory\n  → name a file, not a folder")
+
     def test_an_interrupt_is_exit_code_130(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -107,6 +114,13 @@ class TestFrame:
             (["plam"], "invalid choice: 'plam'"),
             (["plan", "--settings", "[1]"], "must be a JSON object"),
             (["plan", "--settings", "{"], "not JSON"),
+            (["measure", "--minutes", "-1"], "must be more than 0 and finite"),
+            (["measure", "--minutes", "0"], "must be more than 0 and finite"),
+            (["measure", "--minutes", "nan"], "must be more than 0 and finite"),
+            (["measure", "--minutes", "inf"], "must be more than 0 and finite"),
+            (["plan", "--campaign", ""], "--campaign: is empty"),
+            (["paper", "--campaign", "", "--source", "a", "--out", "b"], "--campaign: is empty"),
+            (["aggregate", "--parquet", "a", "--csv", "b", "--processes", "0"], "must be at least 1"),
             (["seal"], "--experiment"),
         ],
     )
@@ -259,11 +273,28 @@ class TestStages:
         vary = [{"height": 32, "width": 32}]
         tiny.write_yaml(root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": tiny.resolution(vary=vary)})
         folder = root / "results" / "raw" / "tiny" / "resolution"
-        assert run(root, "measure", "--campaign", "tiny", "--minutes", "0") == 0
+        assert run(root, "measure", "--campaign", "tiny", "--minutes", "1e-6") == 0
         assert "tiny-wan_32x32_5f_2s (sampled): left for another time" in capsys.readouterr().err
         assert not list(folder.rglob("*.json"))
         assert run(root, "measure", "--campaign", "tiny", "--minutes", "60") == 0
         assert len(list(folder.glob("*.json"))) == len(list(folder.glob("batches/*.json"))) == 1
+
+    def test_measure_without_prompts_says_the_command_that_makes_them(
+        self, root: Path, failure: Outcome
+    ) -> None:
+        pytest.importorskip("torch")
+        path = tiny.prompts_path(root)
+        path.unlink()
+        other = json.dumps({"prompts": {"count": 7, "seed": 3}})
+        text = failure.of(root, "measure", "--campaign", "tiny", "--settings", other)
+        assert f"{path}: there are no prompts yet" in text
+        program, *words = shlex.split(text.partition("make them: ")[2])
+        assert program == "t2v-energy"
+        assert cli.main(words) == 0
+        found = path.read_text()
+        assert len(load_prompts(path)) == 7
+        assert run(root, "prompts", "--settings", other, "--out", path) == 0
+        assert path.read_text() == found
 
     def test_aggregate(self, root: Path, folder: Path, tmp_path: Path) -> None:
         parquet, csv = tmp_path / "a" / "measurements.parquet", tmp_path / "a" / "configurations.csv"
@@ -271,6 +302,14 @@ class TestStages:
         table = pd.read_csv(csv)
         assert set(table["status"]) == {"ok", "out_of_memory"}
         assert len(pd.read_parquet(parquet)) > 0
+
+    def test_aggregate_writes_no_two_tables_to_one_file(
+        self, root: Path, folder: Path, failure: Outcome
+    ) -> None:
+        one = root / "table"
+        text = failure.of(root, "aggregate", "--campaign", "big", "--parquet", one, "--csv", one)
+        assert f"{one}: --parquet and --csv name one file" in text
+        assert not one.exists()
 
     def test_aggregate_verifies_what_is_sealed(self, root: Path, folder: Path, failure: Outcome) -> None:
         assert run(root, "seal", "--campaign", "big", "--experiment", "resolution") == 0
@@ -290,6 +329,13 @@ class TestStages:
         out = tmp_path / "numbers" / "all.json"
         assert run(root, "numbers", *parts, "--out", out) == 0
         assert set(json.loads(out.read_text())) == {"x", "y"}
+        other = tmp_path / "rates.json"
+        for content in ({"cases": 297}, {"x": {"value": 1}}, {"x": None}):
+            other.write_text(json.dumps(content))
+            before = out.read_text()
+            text = failure.of(root, "numbers", parts[0], other, "--out", out)
+            assert f"{other}, {next(iter(content))}: is no number" in text
+            assert out.read_text() == before
         assert "'x' is also in" in failure.of(root, "numbers", parts[0], parts[0], "--out", out)
 
     def test_paper(self, root: Path, failure: Outcome) -> None:

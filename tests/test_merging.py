@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import tiny
 from records import GPU, configuration, environment, make_record, out_of_memory, write
-from t2v_energy import cli
+from t2v_energy import cli, merging
 from t2v_energy.analysis.rows import machine, read_rows
 from t2v_energy.config import ProtocolSettings, load_campaign
 from t2v_energy.errors import UserError
@@ -108,6 +108,55 @@ def test_rows_say_which_machine_and_which_records(root: Path) -> None:
     assert machine(rows, ["no such experiment"]) == "no GPU", "boards are those of the rows that are drawn"
     assert load_campaign(root, "c").gpu_name == GPU
     pd.testing.assert_frame_equal(read_rows(root / "built" / "configurations.csv"), rows)
+
+
+def test_what_the_campaign_does_not_list_is_left_out_and_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the records of h200/interventions, which no seal can close: the campaign has no such experiment."""
+    sealed(root, "a", of("a", config=SMALL))
+    tried = root / "results" / "raw" / "a" / "interventions"
+    write(of("a", config=LARGE, experiment="interventions"), tried)
+    assert cli.main(["--root", str(root), "merge", "a", "--into", "c"]) == 0
+    said = capsys.readouterr()
+    assert f"{tried}: left out" in said.err
+    assert said.out.split() == [str(root / "results" / "raw" / "c" / "resolution")]
+    assert len(record_paths(tried)) == 1
+
+
+def test_a_campaign_that_lists_none_of_its_records_is_refused(root: Path) -> None:
+    write(of("a", experiment="interventions"), root / "results" / "raw" / "a" / "interventions")
+    assert "list there what is to be merged" in refused(root, ["a"])
+
+
+@pytest.mark.parametrize("into", ["a/b", "../x", "My Lab", "", "x\n"])
+def test_what_is_no_key_is_refused_before_anything_is_written(root: Path, into: str) -> None:
+    sealed(root, "a", of("a", config=SMALL))
+    before = set(root.rglob("*"))
+    with pytest.raises(UserError, match="is no campaign's key") as error:
+        merge(root, ["a"], into)
+    assert error.value.where == "--into"
+    assert set(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("fails", ["records", "campaign file"])
+def test_a_merge_that_fails_in_writing_leaves_nothing(
+    root: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as on a full disk."""
+    sealed(root, "a", of("a", config=SMALL))
+    before = set(root.rglob("*"))
+    write_it = merging.write_atomically
+
+    def full(path: Path, text: str) -> None:
+        if (path.suffix == ".json") == (fails == "records"):
+            raise OSError(28, "No space left on device", str(path))
+        write_it(path, text)
+
+    monkeypatch.setattr(merging, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        merge(root, ["a"], "c")
+    assert set(root.rglob("*")) == before
 
 
 def test_a_folder_from_elsewhere_is_a_source(root: Path, tmp_path: Path) -> None:
@@ -251,14 +300,6 @@ class TestSources:
         with pytest.raises(UserError, match="has records already"):
             merge(root, ["b"], "c")
         assert path.read_bytes() == before
-
-    @pytest.mark.parametrize("into", ["a/b", "../x", "My Lab", ""])
-    def test_what_is_no_key_is_refused_before_anything_is_written(self, root: Path, into: str) -> None:
-        sealed(root, "a", of("a", config=SMALL))
-        before = sorted(root.rglob("*"))
-        with pytest.raises(UserError, match="is no key of a campaign"):
-            merge(root, ["a"], into)
-        assert sorted(root.rglob("*")) == before
 
     def test_an_open_experiment_is_refused(self, root: Path) -> None:
         write(of("a", config=SMALL), root / "results" / "raw" / "a" / "resolution")

@@ -144,6 +144,11 @@ class TestCommands:
         words = ("--points", points, "--calibration", calibration, "--out", calibration)
         assert run("predict", *words) == 2
         assert calibration.read_text(encoding="utf-8") == before
+        before = points.read_text(encoding="utf-8")
+        capsys.readouterr()
+        assert run("predict", "--points", points, "--out", points.parent / "." / points.name) == 2
+        assert f"{points}: --out would overwrite it" in capsys.readouterr().err
+        assert points.read_text(encoding="utf-8") == before
 
     def test_calibrate_then_predict(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         points, out = write(tmp_path, *ROWS), tmp_path / "new" / "predictions.csv"

@@ -73,6 +73,18 @@ def test_the_command_says_it_in_words_and_as_json(capsys: pytest.CaptureFixture[
     assert sum(found["share_by_bound"].values()) == pytest.approx(1)
 
 
+def test_frames_are_rounded_as_predict_does(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", WAN.model, "--frames", "2"]
+    for command in ("predict", "roofline"):
+        assert main(["--root", str(ROOT), command, *words]) == 0
+        assert "2 frames are rounded to 1, as the pipeline does" in capsys.readouterr().out
+    made, asked = (
+        report(ROOT, shipped_calibration(ROOT, "h200"), WAN._replace(num_frames=frames)) for frames in (1, 2)
+    )
+    assert asked["num_frames"] == 1
+    assert {**asked, "notes": made["notes"]} == made
+
+
 def test_nonsense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(ROOT), "roofline", "--model", "wan2.1"]) != 0
     assert "did you mean" in capsys.readouterr().err

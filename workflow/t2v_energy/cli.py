@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -30,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"t2v-energy: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        told = UserError(
+            error.strerror or str(error),
+            where=str(error.filename or "a file"),
+            remedy="name a file, not a folder, that may be read or written, on a disk with room left",
+        )
+        print(f"t2v-energy: {told}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
@@ -72,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", type=Path, help="default: results/prompts/<campaign>.jsonl")
     sub.add_argument(
         "--minutes",
-        type=float,
+        type=_minutes,
         help="begin only what should end within so many minutes; the same command goes on later",
     )
     sub.add_argument(
@@ -111,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _campaign(sub)
     sub.add_argument("--parquet", type=Path, required=True)
     sub.add_argument("--csv", type=Path, required=True)
-    sub.add_argument("--processes", type=int, default=1, help="at most so many at once (default: 1)")
+    sub.add_argument("--processes", type=_count, default=1, help="at most so many at once (default: 1)")
 
     sub = command("operator-rates", _operator_rates, "rates and powers of experiment operators as a table")
     _campaign(sub)
@@ -183,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("paper", _paper, "compile the paper")
     sub.add_argument(
-        "--campaign", help="whose numbers it takes (default: paper_campaign of config/config.yaml)"
+        "--campaign",
+        type=_named,
+        help="whose numbers it takes (default: paper_campaign of config/config.yaml)",
     )
     sub.add_argument("--source", type=Path, required=True)
     sub.add_argument("--out", type=Path, required=True)
@@ -192,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True)
 
     sub = command("fetch", _fetch, "fetch a table that others published, and check it")
-    sub.add_argument("--campaign", required=True)
+    sub.add_argument("--campaign", type=_named, required=True)
     sub.add_argument("--source", required=True)
     sub.add_argument("--out", type=Path, required=True)
 
@@ -204,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         "versus", _versus, "the study's H100 against our own board, where both have a configuration"
     )
     _published(sub)
-    sub.add_argument("--campaign", required=True, help="our campaign")
+    sub.add_argument("--campaign", type=_named, required=True, help="our campaign")
     sub.add_argument("--configurations", type=Path, required=True, help="its configurations.csv")
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--same-gpu", type=Path, help="configurations.csv of ours on the study's GPU model")
@@ -250,9 +258,31 @@ def _mapping(text: str) -> dict[str, Any]:
     return value
 
 
+def _minutes(text: str) -> float:
+    """A time that something can be measured in, or argparse's own kind of error."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, not {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _named(text: str) -> str:
+    """A name that is not empty, as that of a shell variable that is not set would be."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a campaign, or leave the option out for the default")
+    return text
+
+
 def _campaign(sub: argparse.ArgumentParser) -> None:
     _settings(sub)
-    sub.add_argument("--campaign", help="default: the one that config/config.yaml names")
+    sub.add_argument("--campaign", type=_named, help="default: the one that config/config.yaml names")
 
 
 def _load(options: argparse.Namespace) -> Any:
@@ -449,7 +479,10 @@ def _seal(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from t2v_energy.merging import merge
 
-    for folder in merge(options.root, options.sources, options.into, options.allow):
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    for folder in merge(options.root, options.sources, options.into, options.allow, say):
         print(folder)
 
 
@@ -458,6 +491,12 @@ def _aggregate(options: argparse.Namespace) -> None:
     from t2v_energy.measurement.sealing import is_sealed, verify
     from t2v_energy.plan import make_plan, raw_folder
 
+    if options.parquet.resolve() == options.csv.resolve():
+        raise UserError(
+            "--parquet and --csv name one file, and one table would overwrite the other",
+            where=str(options.csv),
+            remedy="name another file for one of them",
+        )
     plan = make_plan(options.root, _load(options))
     records = {}
     for key in plan.campaign.experiments:
@@ -487,7 +526,7 @@ def _predict(options: argparse.Namespace) -> None:
     _check_use(options)
     calibration = _calibration(options)
     if options.points:
-        _keep_inputs(options.out, options.calibration)
+        _keep_inputs(options.out, options.calibration, options.points)
         if options.out is None:
             raise UserError("--points without --out", remedy="add --out PREDICTIONS.csv")
         if options.interventions or options.attention_kernel:

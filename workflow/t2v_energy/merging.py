@@ -1,6 +1,7 @@
 """Several campaigns' sealed records become one campaign, in which each record still says where it is from.
 
-Merging loses nothing (every record of every source is taken), overwrites nothing (the merged campaign is
+Merging loses nothing (every record of the experiments that a source lists is taken, and a folder that it
+does not list is named), overwrites nothing (the merged campaign is
 new) and refuses mixtures that would lie. Some may be made all the same, each by its name; the tables of
 stage 3 then keep apart what differs (:func:`t2v_energy.aggregation.aggregate`).
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from t2v_energy.aggregation import energy_kinds
-from t2v_energy.config import KEY_PATTERN, Campaign, Configuration, load_campaign, load_experiment
+from t2v_energy.config import KEY_PATTERN, Configuration, load_campaign, load_experiment
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import (
     Record,
@@ -73,7 +74,13 @@ class _Entry:
         return self.experiment, self.configuration_id, self.protocol
 
 
-def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str] = ()) -> list[Path]:
+def merge(
+    root: Path,
+    sources: Sequence[str],
+    into: str,
+    allowed: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Path]:
     """Write campaign ``into`` of the records of ``sources``; returns the merged experiments' folders.
 
     Args:
@@ -83,14 +90,14 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
         into: key of a campaign that has no records yet. Where it has no file in config/campaigns/, one is
             made from the first source's.
         allowed: names of :data:`MIXTURES`.
+        say: is told of each folder that is left out, because its campaign's file does not list it.
 
     Every record keeps its measurements as they are; ``campaign`` and, of allowed duplicates, ``pass_index``
     change, and ``source`` names the campaign, file and checksum that it is from. The experiments are sealed.
 
     Raises:
-        UserError: ``into`` is no key, or has records; a source is missing, not sealed or not as it was
-            sealed; two records of one id are of different configurations; or records would be mixed that
-            must not be.
+        UserError: ``into`` is no key or has records; a source is missing, not sealed or not as it was sealed;
+            two records of one id are of different configurations; or records would be mixed that must not be.
     """
     unknown = set(allowed) - set(MIXTURES)
     if unknown:
@@ -99,9 +106,9 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
         )
     if not re.fullmatch(KEY_PATTERN, into):
         raise UserError(
-            f"{into!r} is no key of a campaign",
+            f"{into!r} is no campaign's key",
             where="--into",
-            remedy="use small letters, digits, '-' and '.'",
+            remedy="use lower-case letters and digits, joined by single dots or hyphens, such as my-lab",
         )
     target = root / "results" / "raw" / into
     if target.exists():
@@ -110,20 +117,22 @@ def merge(root: Path, sources: Sequence[str], into: str, allowed: Collection[str
             where=str(target),
             remedy="name another campaign with --into, or move the folder away",
         )
-    entries = _without_copies(entry for name in sources for entry in _read_source(root, name))
+    entries = _without_copies(entry for name in sources for entry in _read_source(root, name, say))
     _refuse_other_configurations(entries)
     _refuse_mixtures(entries, allowed)
-    campaign = _merged_campaign(root, into, sources, entries)
+    file, text = _campaign_file(root, into, sources, entries)
     folders = _write_records(target, into, _as_further_passes(entries))
-    path = _campaign_file(root, into)
-    if not path.exists():
-        text = yaml.safe_dump(campaign.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-        write_atomically(path, f"# Made by: t2v-energy merge {' '.join(sources)} --into {into}\n{text}")
+    if not file.exists():
+        try:
+            write_atomically(file, text)
+        except BaseException:
+            shutil.rmtree(target)  # copies that we have just made: without the file no command reads them
+            raise
     return folders
 
 
-def _read_source(root: Path, name: str) -> Iterator[_Entry]:
-    """Every record of a source, its seals checked."""
+def _read_source(root: Path, name: str, say: Callable[[str], None]) -> Iterator[_Entry]:
+    """Every record of a source's experiments, its seals checked."""
     key = root / "results" / "raw" / name
     folder = key if key.is_dir() else Path(name)
     if not folder.is_dir():
@@ -135,6 +144,8 @@ def _read_source(root: Path, name: str) -> Iterator[_Entry]:
     experiments = sorted(path for path in folder.iterdir() if path.is_dir() and record_paths(path))
     if not experiments:
         raise UserError("holds no records", where=str(folder), remedy="name the folder of its experiments")
+    if folder == key:
+        experiments = _listed(root, name, experiments, say)
     for experiment in experiments:
         if not is_sealed(experiment):
             raise UserError(
@@ -151,6 +162,28 @@ def _read_source(root: Path, name: str) -> Iterator[_Entry]:
                     remedy="restore the folder",
                 )
             yield _entry(record, path)
+
+
+def _listed(root: Path, campaign: str, experiments: list[Path], say: Callable[[str], None]) -> list[Path]:
+    """The folders of experiments that the campaign's file lists; all of them where it has no file here.
+
+    What is not listed was tried beside the campaign: no table has it, and ``seal`` does not know it.
+    """
+    file = root / "config" / "campaigns" / f"{campaign}.yaml"
+    if not file.is_file():
+        return experiments
+    known = load_campaign(root, campaign).experiments
+    listed = [path for path in experiments if path.name in known]
+    if not listed:
+        raise UserError(
+            f"none of the experiments that have records is listed: {', '.join(p.name for p in experiments)}",
+            where=f"{file}, experiments",
+            remedy="list there what is to be merged",
+        )
+    for path in experiments:
+        if path not in listed:
+            say(f"{path}: left out, since {file} does not list it")
+    return listed
 
 
 def _entry(record: Record, path: Path) -> _Entry:
@@ -292,13 +325,14 @@ def _write_records(target: Path, into: str, entries: Iterable[tuple[_Entry, int]
     return sorted(target.iterdir())
 
 
-def _campaign_file(root: Path, into: str) -> Path:
-    return root / "config" / "campaigns" / f"{into}.yaml"
+def _campaign_file(
+    root: Path, into: str, sources: Sequence[str], entries: Sequence[_Entry]
+) -> tuple[Path, str]:
+    """config/campaigns/<into>.yaml and its text: made of the first source's file, unless it is there.
 
-
-def _merged_campaign(root: Path, into: str, sources: Sequence[str], entries: Sequence[_Entry]) -> Campaign:
-    """What config/campaigns/<into>.yaml says, and else that of the first source with what differs."""
-    path = _campaign_file(root, into)
+    Raises :class:`UserError` where the merged records could not be read again by it.
+    """
+    path = root / "config" / "campaigns" / f"{into}.yaml"
     experiments = sorted({entry.experiment for entry in entries})
     if path.exists():
         campaign = load_campaign(root, into)
@@ -319,4 +353,5 @@ def _merged_campaign(root: Path, into: str, sources: Sequence[str], entries: Seq
         )
     for key in experiments:
         load_experiment(root, campaign, key)  # raises where the merged records could not be read again
-    return campaign
+    text = yaml.safe_dump(campaign.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    return path, f"# Made by: t2v-energy merge {' '.join(sources)} --into {into}\n{text}"

@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 from t2v_energy.errors import UserError
 
 Kind = Literal["measured", "modelled", "constant"]
+PARTS = frozenset({"value", "unit", "kind", "source"})
+"""What every number has in a file."""
 SIGNIFICANT = 7  # of stored values: more than any of our instruments resolves
 
 
@@ -123,12 +125,18 @@ def merge(parts: Sequence[Path], out: Path) -> None:
     """Merge the parts' numbers into ``out``.
 
     Raises:
-        UserError: a part cannot be read, or two parts give the same key.
+        UserError: a part cannot be read or holds what is no number, or two parts give the same key.
     """
     merged: dict[str, dict[str, Any]] = {}
     origin: dict[str, Path] = {}
     for path in parts:
         for key, number in read(path).items():
+            if not isinstance(number, dict) or not set(number) >= PARTS:
+                raise UserError(
+                    f"is no number: it lacks some of {', '.join(sorted(PARTS))}",
+                    where=f"{path}, {key}",
+                    remedy="name parts that the notebooks wrote, results/numbers/<campaign>/<part>.json",
+                )
             if key in merged:
                 raise UserError(
                     f"the number {key!r} is also in {origin[key]}",

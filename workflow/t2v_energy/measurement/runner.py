@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -78,7 +79,7 @@ def measure_batch(
 
     Raises :class:`UserError` when the GPU is missing, in use by others or of another model than the
     campaign's, when a record that is there was made otherwise, when an intervention fails, when the disk is
-    full, or when the experiment is sealed and lacks records.
+    full, when the experiment is sealed and lacks records, or when there are no prompts.
     """
     failed: list[InterventionError] = []
     plan = make_plan(root, settings, [experiment])
@@ -87,6 +88,7 @@ def measure_batch(
     pending = _pending(root, folder, batch, plan)
     if pending:
         _refuse_sealed(folder, [item.record for item in pending])
+        _need_prompts(root, settings, prompts)
     progress.begin(batch, pending)
     if save_videos:
         _check_videos(plan.campaign)
@@ -167,6 +169,19 @@ def _refuse_sealed(folder: Path, missing: Sequence[str]) -> None:
             where=str(folder / SEAL),
             remedy="measure it in another experiment or under another campaign's name; or remove the seal to "
             "add to it, and seal it again afterwards",
+        )
+
+
+def _need_prompts(root: Path, settings: Settings, prompts: Path) -> None:
+    """Raise where stage 1 was not run, with the command that runs it with these settings."""
+    if not prompts.exists():
+        laid_over = {"campaign": settings.campaign, "prompts": settings.prompts.model_dump(mode="json")}
+        elsewhere = [] if root.resolve() == Path.cwd() else ["--root", str(root)]
+        words = ["prompts", "--settings", json.dumps(laid_over), "--out", str(prompts)]
+        raise UserError(
+            "there are no prompts yet",
+            where=str(prompts),
+            remedy=f"make them: {shlex.join(['t2v-energy', *elsewhere, *words])}",
         )
 
 

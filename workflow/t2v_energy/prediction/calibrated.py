@@ -484,10 +484,13 @@ def _outside(
         if asked not in made:
             made[asked] = made_frames(load_model(root, point.model), point.num_frames)
         if made[asked] != point.num_frames:
-            notes[index].append(
-                f"{point.num_frames} frames are rounded to {made[asked]}, as the pipeline does"
-            )
+            notes[index].append(rounded_frames(point.num_frames, made[asked]))
     return added, ["; ".join(own) for own in notes]
+
+
+def rounded_frames(asked: int, made: int) -> str:
+    """The note on a number of frames that the pipeline does not make."""
+    return f"{asked} frames are rounded to {made}, as the pipeline does"
 
 
 def label(point: Point) -> str:

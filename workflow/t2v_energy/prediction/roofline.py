@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t2v_energy.config import Accelerator, load_accelerator
-from t2v_energy.prediction.calibrated import Calibration, part_times
+from t2v_energy.config import Accelerator, load_accelerator, load_model
+from t2v_energy.prediction.calibrated import Calibration, part_times, rounded_frames
 from t2v_energy.prediction.features import Features, Point, features
 from t2v_energy.prediction.forward import DECODER_PARTS, DENOISER_PARTS, PARTS, TEXT_PARTS, TIME_NAMES
+from t2v_energy.work.architectures import made_frames
 
 HALF_BYTES = 2
 STAGES = {"denoiser": DENOISER_PARTS, "vae_decode": DECODER_PARTS, "text_encoder": TEXT_PARTS}
@@ -137,6 +138,10 @@ def report(root: Path, calibration: Calibration, point: Point) -> dict[str, Any]
     parts = roofline(root, calibration, point)
     bounds = {bound: sum(p.share for p in parts if p.bound == bound) for bound in BOUNDS}
     notes = list(calibration.notes)
+    frames = made_frames(load_model(root, point.model), int(point.num_frames))
+    if frames != point.num_frames:
+        notes.append(rounded_frames(point.num_frames, frames))
+        point = point._replace(num_frames=frames)
     return {
         "kind": "modelled",
         "model": point.model,
