@@ -46,7 +46,7 @@ def operator_numbers(
         if name in rates.time:
             value = rates.time[name].expected * peak
             numbers[f"operators.{name}_rate"] = Number(value, "TFLOP/s", "modelled", where, digits=0)
-    numbers["operators.fitted_cases"] = Number(rates.cases, "", "measured", Source(rates_file, "", "cases"))
+    numbers["operators.fitted_cases"] = Number(rates.cases, "", "measured", Source(rates_file, "cases", ""))
     misfit = 100 * rates.misfit
     numbers["operators.misfit"] = Number(misfit, "%", "modelled", where, digits=decimals(misfit, 2))
     return numbers
