@@ -11,9 +11,27 @@ REFERENCE_S = 0.13
 """What :func:`_sum` takes on the machine on which the tests' limits were set, a server."""
 
 
-def least_s(call: Callable[[], Any], runs: int = 3) -> float:
-    """The least of some runs' seconds of the processor, in this thread: what others use does not count."""
-    return min(_once_s(call) for _ in range(runs))
+def scaled_s(
+    call: Callable[[], Any], enough_s: float, runs: int = 20, clock_s: Callable[[], float] = time.thread_time
+) -> float:
+    """The least of some runs' seconds of the processor, each by how slow the core was about then.
+
+    What runs beside it, in this machine or in another on the same host, slows a core to a third for moments
+    or for a minute.  Ends with the first run below ``enough_s``.
+
+    Args:
+        call: what takes the time.
+        enough_s: a run that takes less is the last one.
+        runs: the most that are tried.
+        clock_s: tells the seconds: of this thread, or :func:`children_s`.
+    """
+    least, before = float("inf"), slower()
+    for _ in range(runs):
+        took_s, after = _once_s(call, clock_s), slower()
+        least, before = min(least, 2 * took_s / (before + after)), after
+        if least < enough_s:
+            break
+    return least
 
 
 def children_s() -> float:
@@ -24,13 +42,13 @@ def children_s() -> float:
 
 def slower() -> float:
     """How many times slower a core of this machine is than the reference; at least 1."""
-    return max(1.0, least_s(_sum) / REFERENCE_S)
+    return max(1.0, min(_once_s(_sum, time.thread_time) for _ in range(3)) / REFERENCE_S)
 
 
-def _once_s(call: Callable[[], Any]) -> float:
-    before_s = time.thread_time()
+def _once_s(call: Callable[[], Any], clock_s: Callable[[], float]) -> float:
+    before_s = clock_s()
     call()
-    return time.thread_time() - before_s
+    return clock_s() - before_s
 
 
 def _sum() -> None:

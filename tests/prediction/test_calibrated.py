@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 from coverage import Coverage
-from processor import least_s, slower
+from processor import scaled_s
 from scipy.stats import t as student_t
 from t2v_energy.config import load_accelerator, load_model
 from t2v_energy.errors import UserError
@@ -257,14 +257,8 @@ class TestPredictions:
             ]
         points = [points[i] for i in rng.permutation(len(points))]
         calibration = fitted({})
-        # The least of some runs: two busy threads of one core slow each other to a third, for moments.
         with untraced():
-            limit_s, took_s = 2 * slower(), 1e9
-            for _ in range(20):
-                took_s = min(took_s, least_s(lambda: predict_points(ROOT, calibration, points), runs=1))
-                if took_s < limit_s:
-                    break
-        assert took_s < limit_s
+            assert scaled_s(lambda: predict_points(ROOT, calibration, points), enough_s=2) < 2
 
     def test_it_needs_neither_torch_nor_scipy(self) -> None:
         code = (

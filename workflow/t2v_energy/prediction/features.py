@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
 from t2v_energy.work import animatediff, true_work
-from t2v_energy.work.architectures import decoder, encoder_passes, latents, refine_calls
+from t2v_energy.work.architectures import decoder, encoder_passes, latent_shape, latents, refine_calls
 from t2v_energy.work.denoisers import Mochi, Transformer, denoiser, padded_tokens
 from t2v_energy.work.traffic import (
     COUNTS,
+    counted_decoder_traffic,
     counts_decoder,
     decoder_traffic,
     denoiser_traffic,
@@ -137,6 +138,8 @@ def features(root: Path, points: Sequence[Point], places: Sequence[str] = ()) ->
             if not places:
                 raise
             raise UserError(error.what, where=places[index], remedy=error.remedy) from None
+    for key, counter in counters.items():
+        counter.fill(rows, np.array([i for i, point in enumerate(points) if point.model == key]))
     # Coefficients of traffic are of usual sizes: at the smallest they may be a little below nought.
     return Features(*np.maximum(rows.T, 0))
 
@@ -219,7 +222,6 @@ class _Counter:
 
     def __init__(self, model: ModelFile) -> None:
         self._model = model
-        self._levels: dict[int, animatediff.ByLevel] = {}
         self._differences: dict[int, tuple[Floats, Floats, Floats]] = {}
 
     def once_and_step(self, point: Point) -> tuple[Floats, Floats]:
@@ -235,23 +237,40 @@ class _Counter:
         once, step = (basis @ of_each for of_each in differences)
         once[_FIELDS.index("height")], once[_FIELDS.index("width")] = point.height, point.width
         once[_FIELDS.index("aligned")] = once[_FIELDS.index("tokens")] % ALIGNMENT == 0
-        if self._model.architecture == U_NET:
-            step[_U_NET_INDICES] = self._u_net_step((point.height, point.width, frames))
-        if counts_decoder(self._model):
-            decoded = _decoded(self._model, (point.height, point.width, frames))
-            once[_DECODED_INDICES] = [decoded[count] for count in DECODED.values()]
         return once, step
 
-    def _u_net_step(self, size: tuple[int, int, int]) -> list[float]:
-        """:data:`U_NET_FIELDS` of all calls of one step."""
-        model, (frames, rows, columns) = self._model, latents(self._model, *size)[0]
-        if frames not in self._levels:
-            config = model.components[denoiser(model).part].config
-            self._levels[frames] = animatediff.by_level(config, frames, model.tokenizer.max_length)
+    def fill(self, rows: Floats, which: NDArray[np.intp]) -> None:
+        """Fill what is no polynomial into those rows of features: of each length, all sizes at once."""
+        u_net, counted = self._model.architecture == U_NET, counts_decoder(self._model)
+        if not (u_net or counted):
+            return
+        height, width, frames, steps = (rows[which, _FIELDS.index(name)] for name in SIZES)
+        factor = decoder(self._model).spatial_factor(self._model.components["vae"].config)
+        for length in np.unique(frames):
+            same = frames == length
+            of_length = which[same]
+            latent_frames, _, _ = latent_shape(
+                self._model, *map(int, (height[same][0], width[same][0], length))
+            )
+            sides = height[same] // factor, width[same] // factor
+            if u_net:
+                step = self._u_net_step(latent_frames, *sides)
+                rows[np.ix_(of_length, _U_NET_INDICES)] = steps[same][:, np.newaxis] * step
+            if counted:
+                decoded = counted_decoder_traffic(self._model, latent_frames, *sides)
+                rows[np.ix_(of_length, _DECODED_INDICES)] = np.transpose(
+                    [decoded[n] for n in DECODED.values()]
+                )
+
+    def _u_net_step(self, frames: int, rows: Floats, columns: Floats) -> Floats:
+        """:data:`U_NET_FIELDS` of all calls of one step, of each latent size; shape (n, fields)."""
+        model = self._model
+        config = model.components[denoiser(model).part].config
+        level = animatediff.by_level(config, frames, model.tokenizer.max_length)
         samples = model.passes_per_step * model.batch_per_pass
-        dense, convolved, attention = (samples * flop for flop in self._levels[frames].at(rows, columns))
+        dense, convolved, attention = (samples * flop for flop in level.at(rows, columns))
         wide = _head_size(model) >= WIDE_HEAD
-        return [float(flop) for flop in (dense, convolved, attention * wide, attention * (not wide))]
+        return np.column_stack([dense, convolved, attention * wide, attention * (not wide)])
 
     def _derived(self, frames: int) -> tuple[Floats, Floats, Floats]:
         """Three areas, and Newton's divided differences over them of what comes once and of a step."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from t2v_energy.work.layers import (
     Convolution,
@@ -21,6 +23,10 @@ from t2v_energy.work.layers import (
     refuse_other,
     residual_block,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The defaults of UNet2DConditionModel and of MotionAdapter: a published configuration may leave them out.
 DEFAULTS: Mapping[str, Any] = {
@@ -50,6 +56,8 @@ MOTION_DEFAULTS: Mapping[str, Any] = {
 TIME_EXPANSION = 4  # width of the time embedding over the first block's channels
 MLP_EXPANSION = 4
 GATED = 3  # matrices of a gated feed-forward network
+Count = TypeVar("Count", int, "NDArray[np.float64]")
+"""A whole number of one size, or that of each of many sizes."""
 TILE_HEAD, TILE_TOKENS = 64, 128
 SQUARE, POINT = (1, 3, 3), (1, 1, 1)
 
@@ -207,20 +215,23 @@ class ByLevel(NamedTuple):
     spatial: Sequence[int]
     text: int
 
-    def dense_flop(self, pixels: Sequence[int]) -> int:
+    def dense_flop(self, pixels: Sequence[Count]) -> Count:
         """Dense products at ``pixels`` of each level."""
         return self.constant + _weighted(self.dense, pixels)
 
-    def convolution_flop(self, pixels: Sequence[int]) -> int:
+    def convolution_flop(self, pixels: Sequence[Count]) -> Count:
         """Convolutions at ``pixels`` of each level."""
         return _weighted(self.convolution, pixels)
 
-    def attention_flop(self, pixels: Sequence[int]) -> int:
+    def attention_flop(self, pixels: Sequence[Count]) -> Count:
         """QKᵀ and PV as executed (:func:`executed_attention_flop`) at ``pixels`` of each level."""
         return _tiled(self.motion, self.spatial, self.text, pixels)
 
-    def at(self, rows: int, columns: int) -> tuple[int, int, int]:
-        """Dense products, convolutions and attention as executed of ``rows`` × ``columns`` latent pixels."""
+    def at(self, rows: Count, columns: Count) -> tuple[Count, Count, Count]:
+        """Dense products, convolutions and attention as executed of ``rows`` × ``columns`` latent pixels.
+
+        Those of one size, or of many: arrays of one shape.
+        """
         pixels = _halved(len(self.dense), rows, columns)
         return self.dense_flop(pixels), self.convolution_flop(pixels), self.attention_flop(pixels)
 
@@ -253,17 +264,17 @@ def _executed_attention(c: Mapping[str, Any], frames: int) -> tuple[list[int], l
     return motion, spatial
 
 
-def _tiled(motion: Sequence[int], spatial: Sequence[int], text: int, pixels: Sequence[int]) -> int:
+def _tiled(motion: Sequence[int], spatial: Sequence[int], text: int, pixels: Sequence[Count]) -> Count:
     """QKᵀ and PV as executed at ``pixels`` of each level, with ``text`` keys beside them, filled up."""
     filled = [_filled(p, TILE_TOKENS) for p in pixels]
     return _weighted(motion, pixels) + _weighted(spatial, [p * (p + text) for p in filled])
 
 
-def _weighted(weights: Sequence[int], values: Sequence[int]) -> int:
-    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+def _weighted(weights: Sequence[int], values: Sequence[Count]) -> Count:
+    return reduce(add, (weight * value for weight, value in zip(weights, values, strict=True)))
 
 
-def _filled(count: int, tile: int) -> int:
+def _filled(count: Count, tile: int) -> Count:
     return -(-count // tile) * tile
 
 
@@ -337,7 +348,7 @@ def _level_pixels(c: Mapping[str, Any], rows: int, columns: int) -> list[int]:
     return _halved(len(c["block_out_channels"]), rows, columns)
 
 
-def _halved(levels: int, rows: int, columns: int) -> list[int]:
+def _halved(levels: int, rows: Count, columns: Count) -> list[Count]:
     pixels = [rows * columns]
     for _ in range(levels - 1):
         rows, columns = (rows + 1) // 2, (columns + 1) // 2

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from math import ceil
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from t2v_energy.work.mochi_vae import settings
-from t2v_energy.work.traffic import BLOCKS, Latent, Traffic, added
+from t2v_energy.work.traffic import BLOCKS, Traffic, added
 
 MOST_CONVOLVED_VALUES = 2**30
 """diffusers (CogVideoXSafeConv3d) takes two bytes for each, whatever the number type: 2 GiB."""
@@ -24,42 +26,59 @@ BORDER = KERNEL - 1
 NORM_FRAMES = 8
 GROUPS = 32
 FLOAT32_BYTES = 4
+Count = NDArray[np.float64]
+"""A whole number of each size that is counted at once; no int64, which the largest sizes would overflow."""
 
 
 class Shape(NamedTuple):
-    """Channels, frames, rows and columns of a tensor."""
+    """Channels, frames, rows and columns of a tensor, the latter two of every size."""
 
     channels: int
     frames: int
-    rows: int
-    columns: int
+    rows: Count
+    columns: Count
 
     @property
-    def positions(self) -> int:
+    def positions(self) -> Count:
         """Values of a channel."""
         return self.frames * self.rows * self.columns
 
     @property
-    def values(self) -> int:
+    def values(self) -> Count:
         """All of them."""
         return self.channels * self.positions
 
 
-def decoder_traffic(config: Mapping[str, Any], latent: Latent, value_bytes: int) -> Traffic:
-    """Decoding one latent (frames, rows, columns) by a decoder whose numbers have ``value_bytes``.
+def decoder_traffic(
+    config: Mapping[str, Any], frames: int, rows: ArrayLike, columns: ArrayLike, value_bytes: int
+) -> dict[str, NDArray[np.float64]]:
+    """Decoding latents of so many frames by a decoder whose numbers have ``value_bytes``.
 
     A latent of another number type than float32 is cast from it.
+
+    Args:
+        config: the decoder's.
+        frames: of every latent.
+        rows, columns: of each, of shape (n,).
+        value_bytes: of each number.
+
+    Returns:
+        every count, of shape (n,).
     """
-    return added(_parts(config, latent, value_bytes))
+    sides = np.asarray(rows, float), np.asarray(columns, float)
+    first = Shape(settings(config)["latent_channels"], frames, *sides)
+    moved = added(_parts(config, first, value_bytes))
+    return {
+        name: np.broadcast_to(np.asarray(n, float), sides[0].shape) for name, n in moved._asdict().items()
+    }
 
 
-def _parts(config: Mapping[str, Any], latent: Latent, value_bytes: int) -> Iterator[Traffic]:
+def _parts(config: Mapping[str, Any], first: Shape, value_bytes: int) -> Iterator[Traffic]:
     c = settings(config)
     widths = list(reversed(c["decoder_block_out_channels"]))
     blocks, times, sides = (
         list(reversed(c[key])) for key in ("layers_per_block", "temporal_expansions", "spatial_expansions")
     )
-    first = Shape(c["latent_channels"], *latent)
     if value_bytes < FLOAT32_BYTES:
         yield Traffic(bytes=(FLOAT32_BYTES + value_bytes) * first.values, kernels=1)
     shape = first._replace(channels=widths[0])
@@ -84,14 +103,15 @@ def _residual_block(shape: Shape, value_bytes: int) -> Traffic:
     weights = shape.channels * (KERNEL**3 * shape.channels + 1)
     moved = norm.bytes + 2 * values + values + frames * frame
     convolved = frames * frame + cut.repeated * frame + cut.parts * weights + values
-    if cut.parts > 1:  # all parts but the first are joined with what they repeat, and all results
-        moved += 2 * (frames - cut.first + cut.repeated) * frame + 2 * values
+    # Of several parts all but the first are joined with what they repeat, and all results.
+    several = cut.parts > 1
+    moved += several * (2 * (frames - cut.first + cut.repeated) * frame + 2 * values)
     return Traffic(
         bytes=value_bytes * (2 * moved + 3 * values),
         convolution_bytes=value_bytes * 2 * convolved,
         group_norm_values=2 * norm.group_norm_values,
         group_norm_serial=2 * norm.group_norm_serial,
-        kernels=2 * (norm.kernels + 2 + (2 * cut.parts if cut.parts > 1 else 1)) + 1,
+        kernels=2 * (norm.kernels + 2 + np.where(several, 2 * cut.parts, 1)) + 1,
     )
 
 
@@ -118,18 +138,18 @@ def _norm(shape: Shape) -> Traffic:
 class _Cut(NamedTuple):
     """How an input is cut in time: into parts, the first of so many frames, and frames that come again."""
 
-    parts: int
-    first: int
-    repeated: int
+    parts: Count
+    first: Count
+    repeated: Count
 
 
-def _cut(frames: int, frame: int) -> _Cut:
+def _cut(frames: int, frame: Count) -> _Cut:
     """Of so many frames, each of ``frame`` values."""
-    if frames * frame <= MOST_CONVOLVED_VALUES:
-        return _Cut(1, frames, 0)
-    longest = ceil(frames / (frames * frame // MOST_CONVOLVED_VALUES + 1))
-    parts = ceil(frames / longest)
-    return _Cut(parts, longest, (parts - 1) * min(BORDER, longest))
+    values = frames * frame
+    least = np.where(values > MOST_CONVOLVED_VALUES, values // MOST_CONVOLVED_VALUES + 1, 1)
+    first = -(-frames // least)
+    parts = -(-frames // first)
+    return _Cut(parts, first, (parts - 1) * np.minimum(BORDER, first))
 
 
 def _convolution(inputs: Shape, output: Shape, weights: int, value_bytes: int) -> Traffic:
@@ -147,6 +167,6 @@ def _linear(shape: Shape, outputs: int, value_bytes: int) -> Traffic:
     )
 
 
-def _copies(values: int, value_bytes: int) -> Traffic:
+def _copies(values: Count, value_bytes: int) -> Traffic:
     """A kernel that reads and writes as many values."""
     return Traffic(bytes=2 * value_bytes * values, kernels=1)

@@ -10,9 +10,13 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 TRAFFIC_FILE = "traffic.json"
+
+
+Count: TypeAlias = "float | NDArray[np.float64]"
+"""Of one size, or of each of many."""
 
 
 class Traffic(NamedTuple):
@@ -27,15 +31,15 @@ class Traffic(NamedTuple):
         kernels: launched.
     """
 
-    bytes: float = 0
-    product_bytes: float = 0
-    convolution_bytes: float = 0
-    norm_rows: float = 0
-    group_norm_values: float = 0
-    group_norm_serial: float = 0
-    kernels: float = 0
+    bytes: Count = 0
+    product_bytes: Count = 0
+    convolution_bytes: Count = 0
+    norm_rows: Count = 0
+    group_norm_values: Count = 0
+    group_norm_serial: Count = 0
+    kernels: Count = 0
 
-    def times(self, count: float) -> Traffic:
+    def times(self, count: int) -> Traffic:
         """As many calls."""
         return Traffic(*(count * value for value in self))
 
@@ -58,6 +62,9 @@ single sample leave most of them idle."""
 Latent = tuple[int, int, int]
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
     from t2v_energy.config import ModelFile
 
 
@@ -81,14 +88,25 @@ def denoiser_traffic(model: str, latent: Latent) -> dict[str, float]:
 
 def decoder_traffic(model: ModelFile, latent: Latent) -> dict[str, float]:
     """:data:`COUNTS` of decoding one video."""
-    if counts_decoder(model):
-        from t2v_energy.work.mochi_traffic import decoder_traffic as counted
-
-        vae = model.components["vae"]
-        return counted(vae.config, latent, 4 if vae.dtype == "float32" else 2)._asdict()
     frames, rows, columns = latent
+    if counts_decoder(model):
+        counted = counted_decoder_traffic(model, frames, [rows], [columns])
+        return {name: float(count[0]) for name, count in counted.items()}
     pixels = rows * columns
     return _at(_coefficients()[model.key]["decoder"], (1, frames, pixels, pixels * frames))
+
+
+def counted_decoder_traffic(
+    model: ModelFile, frames: int, rows: ArrayLike, columns: ArrayLike
+) -> dict[str, NDArray[np.float64]]:
+    """:func:`decoder_traffic` of a model of :func:`counts_decoder`, of many latents of a length at once.
+
+    ``rows`` and ``columns`` and each count are of shape (n,).
+    """
+    from t2v_energy.work.mochi_traffic import decoder_traffic as counted
+
+    vae = model.components["vae"]
+    return counted(vae.config, frames, rows, columns, 4 if vae.dtype == "float32" else 2)
 
 
 def counts_decoder(model: ModelFile) -> bool:
