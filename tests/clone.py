@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from processor import children_s
+from processor import Slowness, children_s
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent  # not resolved: a virtual environment's own folder
@@ -155,7 +155,10 @@ class Clone:
 
 @dataclass(frozen=True)
 class Built:
-    """A copy in which a campaign was built, with what Snakemake said, and the processor's seconds it took."""
+    """A copy in which a campaign was built, with what Snakemake said.
+
+    ``cpu_s`` is how many of the processor's seconds it took, by how slow a core was meanwhile.
+    """
 
     clone: Clone
     done: Done
@@ -165,8 +168,9 @@ class Built:
     def by_snakemake(cls, clone: Clone, *arguments: str) -> Built:
         """Build all of a campaign."""
         before_s = children_s()
-        done = clone.snakemake("--cores", "all", *arguments)
-        return cls(clone, done, children_s() - before_s)
+        with Slowness() as slowness:
+            done = clone.snakemake("--cores", "all", *arguments)
+        return cls(clone, done, (children_s() - before_s) / slowness.mean)
 
 
 def jobs_in(output: str) -> dict[str, int]:

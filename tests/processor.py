@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +34,33 @@ def scaled_s(
         if least < enough_s:
             break
     return least
+
+
+class Slowness:
+    """How many times slower a core is than the reference while the body runs, by a look every few seconds."""
+
+    def __init__(self, every_s: float = 5) -> None:
+        self._every_s, self._ended = every_s, threading.Event()
+        self._found: list[float] = []
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Slowness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def mean(self) -> float:
+        """Of all looks so far."""
+        return statistics.fmean(self._found)
+
+    def _look(self) -> None:
+        while not self._ended.is_set():
+            self._found.append(slower())
+            self._ended.wait(self._every_s)
 
 
 def children_s() -> float:

@@ -163,7 +163,7 @@ class TestARankThatFails:
             frames(subject)
         with pytest.raises(InterventionError, match="ended by itself"):
             found.check()
-        assert time.monotonic() - begun_s < 10
+        assert time.monotonic() - begun_s < 60
 
     def test_one_that_is_killed_in_an_exchange_is_told(
         self, subject: Target, running: tuple[Applied, int], monkeypatch: pytest.MonkeyPatch
