@@ -197,6 +197,10 @@ class TestCommands:
                 "the options of predict: interventions: there is no",
             ),
             (("predict", "--model", WAN, "--interventions", "fused-qkv", "fused-qkv"), "listed twice"),
+            (
+                ("predict", "--model", WAN, "--interventions", "fp8", "--accelerator", "a100-sxm"),
+                "fp8: NVIDIA A100 SXM 80 GB does not multiply float8 numbers",
+            ),
         ],
     )
     def test_refusals(self, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +214,22 @@ class TestCommands:
         run("calibrate", write(tmp_path, *ROWS), "--accelerator", "h200", "--out", calibration)
         assert run("predict", "--model", WAN, "--calibration", calibration, "--accelerator", "l4") == 2
         assert "the calibration is of h200, not of l4" in capsys.readouterr().err
+
+    def test_what_an_intervention_changes_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of every operator; in words those alone whose seconds change."""
+        words = ("predict", "--model", WAN, "--interventions", "fp8")
+        assert run(*words, "--json") == 0
+        saving = json.loads(capsys.readouterr().out)["saving"]
+        with_s = {name: cost["with_s"] for name, cost in saving["by_operator"].items()}
+        assert sum(with_s.values()) == pytest.approx(saving["latency_s"])
+        without_s = {name: cost["without_s"] for name, cost in saving["by_operator"].items()}
+        changed = {name for name in with_s if with_s[name] != pytest.approx(without_s[name])}
+        assert changed == {"dense", "traffic"}
+        assert with_s["dense"] == pytest.approx(without_s["dense"] / 1.6)
+        assert run(*words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shown = lines[lines.index("with fp8 (modelled)") :]
+        assert {name for name in with_s if any(line.startswith(f"  {name} ") for line in shown)} == changed
 
     def test_json_of_one_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("predict", "--model", WAN, "--frames", 84, "--grid", "france", "--json") in (0, 2)

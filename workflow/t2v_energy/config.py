@@ -230,6 +230,9 @@ class Accelerator(Strict):
     sustained_power_fraction: float = Field(
         gt=0, le=1, description="mean power while generating over `board_power_W`, for the plan's prediction"
     )
+    float8: bool = Field(
+        True, description="whether it multiplies float8 numbers, as intervention `fp8` needs"
+    )
     source: str = Field(description="where the published values are from")
     nominal: bool = Field(False, description="true: no published values, so no share of the peak is reported")
     printed: Printed | None = Field(None, description="what the study's table 7 prints, where it has a row")

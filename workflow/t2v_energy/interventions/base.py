@@ -126,7 +126,8 @@ class Intervention(Strict):
 
     What it cannot be stacked on is said by kind, each with the reason: ``not_after`` where it would have to
     come first, ``not_with`` where either order fails (naming it in one of the two classes is enough).
-    ``once``: a second entry of its kind, whatever its settings, makes no sense.
+    ``once``: a second entry of its kind, whatever its settings, makes no sense.  ``float8``: the accelerator
+    has to multiply float8 numbers.
     :func:`t2v_energy.interventions.check_stack` refuses by these.
 
     ``call_order``: place among the kinds that change denoiser calls one by one, those first that leave out
@@ -138,6 +139,7 @@ class Intervention(Strict):
     lossless: ClassVar[bool] = False
     whole_schedule: ClassVar[bool] = False
     once: ClassVar[bool] = True
+    float8: ClassVar[bool] = False
     call_order: ClassVar[int | None] = None
     not_after: ClassVar[Mapping[str, str]] = {}
     not_with: ClassVar[Mapping[str, str]] = {}

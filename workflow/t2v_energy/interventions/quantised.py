@@ -138,6 +138,7 @@ class Fp8(Quantised):
     """float8 weights and activations, scaled by rows (Float8DynamicActivationFloat8WeightConfig)."""
 
     kind: ClassVar[str] = "fp8"
+    float8: ClassVar[bool] = True
     multiple: ClassVar[int] = 16
     products: ClassVar[tuple[str, ...]] = ("_scaled_mm", "_scaled_mm_v2", "f8f8bf16_rowwise")
     # absolute value, largest, cast to float32, division by the scale, clamp, cast to eight bits

@@ -14,12 +14,14 @@ from t2v_energy.interventions import check_stack, named
 from t2v_energy.prediction.calibrated import STAGE_OF_CLASS, Calibration, predict_points
 from t2v_energy.prediction.features import Point
 from t2v_energy.prediction.forward import CLASSES
-from t2v_energy.prediction.savings import Compared, predict_savings
+from t2v_energy.prediction.savings import Compared, budget, predict_savings
 from t2v_energy.prediction.single_mu import predict
 from t2v_energy.work.architectures import made_frames
 
 DEFAULT_GRID = "world"
 OPTIONS = "the options of predict"
+SEEN = 0.0005
+"""Changes of an operator's seconds by less than this share are not printed: three digits would show none."""
 
 
 def report(root: Path, calibration: Calibration, point: Point, grid: str = DEFAULT_GRID) -> dict[str, Any]:
@@ -99,9 +101,9 @@ def with_saving(
         },
         OPTIONS,
     )
-    (saving,) = predict_savings(
-        root, calibration, [Compared(configuration, configuration.num_inference_steps)]
-    )
+    compared = Compared(configuration, configuration.num_inference_steps)
+    (saving,) = predict_savings(root, calibration, [compared])
+    costs = budget(root, calibration, compared)
     cited = {entry.name: entry.intervention.quality for entry in entries if not entry.intervention.lossless}
     return found | {
         "saving": {
@@ -111,6 +113,7 @@ def with_saving(
             **asdict(saving),
             "latency_s": found["latency_s"] * saving.latency_ratio,
             "gpu_energy_Wh": found["gpu_energy_Wh"] * saving.gpu_energy_ratio,
+            "by_operator": {name: cost._asdict() for name, cost in costs.items()},
             "lossy": {
                 name: f"{quality.figure} ({quality.source})" if quality else "no figure known"
                 for name, quality in cited.items()
@@ -129,6 +132,11 @@ def _saving_lines(saving: dict[str, Any]) -> list[str]:
             f"{saving[ratio + '_low']:.3f} to {saving[ratio + '_high']:.3f}"
         )
     lines.append(f"  {'denoiser':<12}{saving['denoiser_flop_ratio']:>23.3f} of its matrix products")
+    lines += [
+        f"  {name:<12}{cost['with_s']:>10.4g} s   {cost['with_s'] / cost['without_s']:>8.3f} of it"
+        for name, cost in saving["by_operator"].items()
+        if abs(cost["with_s"] - cost["without_s"]) > SEEN * cost["without_s"]
+    ]
     return lines + [f"  {name} changes the picture: {cited}" for name, cited in saving["lossy"].items()]
 
 

@@ -331,7 +331,8 @@ def effect_of(
         UserError: see :func:`predict_savings`.
     """
     model = load_model(root, configuration.model)
-    work = Work(model, configuration, features, load_accelerator(root, accelerator).bandwidth_TB_per_s)
+    limits = load_accelerator(root, accelerator)
+    work = Work(model, configuration, features, limits.bandwidth_TB_per_s)
     effect, rate_sd = Effect(), 0.0
     if configuration.attention_kernel is not None:
         effect, rate_sd = _kernel_effect(root, accelerator, configuration, features)
@@ -339,6 +340,11 @@ def effect_of(
     check_stack(entries, "interventions")
     for entry in entries:
         entry.intervention.check(model, configuration)
+        if entry.intervention.float8 and not limits.float8:
+            raise entry.intervention.refused(
+                f"{limits.title} does not multiply float8 numbers",
+                "choose another accelerator, or leave it out",
+            )
     return effect.then(stack_effect([entry.intervention for entry in entries], work)), rate_sd
 
 
