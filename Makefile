@@ -1,6 +1,6 @@
 # make             install the base into .venv, then build everything from the shipped records
 # make test        install torch, diffusers and the test tools too, then run the whole suite
-# make coverage    the same, and fail below 85 % of the package's lines; takes half as long again
+# make coverage    the same, and fail below 85 % of the package's lines; takes longer
 # make test-slurm  run the workflow on a SLURM of its own (root, and Debian's slurmctld slurmd slurm-client munge)
 # make lint        ruff, snakefmt, snakemake --lint and mypy
 # make wheelhouse  gather wheelhouse/ for a GPU host without internet (WHEELHOUSE_PYTHON, WHEELHOUSE_WITHOUT)
