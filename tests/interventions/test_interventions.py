@@ -12,12 +12,13 @@ import pytest
 import tiny
 from generations import folder_with
 from t2v_energy import interventions
-from t2v_energy.config import configurations, load_campaign
+from t2v_energy.config import configurations, load_accelerator, load_campaign
 from t2v_energy.errors import UserError
 from t2v_energy.interventions import InterventionError, applied, catalogue, check_fits, check_stack, named
 from t2v_energy.interventions.base import Change, Effect, Intervention, Target, Work, WorkClass
 from t2v_energy.prediction.forward import CLASSES
 
+H200 = load_accelerator(tiny.ROOT, "h200")
 NEVER = SimpleNamespace()  # a pipeline that nothing may touch
 LOG: list[str] = []
 
@@ -168,15 +169,24 @@ class TestCheckFits:
     def test_a_refusal_says_which_entry(self, root: Path) -> None:
         wide = tiny.configuration(width=48, interventions=("step-wise",))
         with pytest.raises(UserError, match="scheduled: it is too wide") as caught:
-            check_fits(root, tiny.model(), wide, "full", "the place")
+            check_fits(root, tiny.model(), wide, H200, "full", "the place")
         assert (caught.value.where, caught.value.remedy) == ("the place, step-wise", "make it square")
 
     def test_what_depends_on_the_step_needs_whole_generations(self, root: Path) -> None:
         square = tiny.configuration(interventions=("step-wise",))
-        check_fits(root, tiny.model(), square, "full", "x")
+        check_fits(root, tiny.model(), square, H200, "full", "x")
         with pytest.raises(UserError, match="step-wise depends on the denoising step") as caught:
-            check_fits(root, tiny.model(), square, "sampled", "x")
+            check_fits(root, tiny.model(), square, H200, "sampled", "x")
         assert "protocol: full" in caught.value.remedy
+
+    def test_what_the_accelerator_cannot_do(self) -> None:
+        plain = tiny.configuration(interventions=("fp8",))
+        check_fits(tiny.ROOT, tiny.model(), plain, H200, "sampled", "x")
+        with pytest.raises(UserError, match="A100 SXM 80 GB does not multiply float8") as caught:
+            check_fits(
+                tiny.ROOT, tiny.model(), plain, load_accelerator(tiny.ROOT, "a100-sxm"), "sampled", "x"
+            )
+        assert caught.value.where == "x, fp8"
 
 
 KV = "tome-3d-kv-r50-s2x3x3-all"

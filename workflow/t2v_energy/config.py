@@ -772,11 +772,13 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
 
     One configuration may be listed under both protocols, as experiment ``validation`` does.
 
-    Raises :class:`UserError` for sizes the model cannot run, unknown interventions and what is listed twice.
+    Raises :class:`UserError` for sizes the model cannot run, interventions that are unknown or do not fit,
+    and what is listed twice.
     """
     from t2v_energy.interventions import check_fits  # its settings are sections of the configuration too
 
     experiment = load_experiment(root, campaign, key)
+    accelerator = load_accelerator(root, campaign.accelerator)
     common = _laid_protocols(
         protocol_settings(settings, campaign),
         experiment.protocols,
@@ -793,7 +795,7 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
         configuration = base.model_copy(update=varied)
         check_runnable(configuration, model, where)
         name, protocol = configuration.id(base), entry.protocol or experiment.protocol
-        check_fits(root, model, configuration, protocol, where)
+        check_fits(root, model, configuration, accelerator, protocol, where)
         if (name, protocol) in found:
             raise UserError(f"{name} is listed twice", where=where, remedy="remove one of the two")
         protocols = _laid_protocols(common, entry.protocols, campaign, f"{where}, protocols")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from t2v_energy.errors import UserError
 
 if TYPE_CHECKING:
-    from t2v_energy.config import Configuration, ModelFile
+    from t2v_energy.config import Accelerator, Configuration, ModelFile
     from t2v_energy.interventions.base import Change, Effect, Intervention, Target, Work
 
 
@@ -110,14 +110,21 @@ def named(root: Path, names: Sequence[str], where: str) -> list[Named]:
     return [Named(name, known[name]) for name in names]
 
 
-def check_fits(root: Path, model: ModelFile, configuration: Configuration, protocol: str, where: str) -> None:
+def check_fits(
+    root: Path,
+    model: ModelFile,
+    configuration: Configuration,
+    accelerator: Accelerator,
+    protocol: str,
+    where: str,
+) -> None:
     """Raise :class:`UserError` unless all interventions are known, fit, and can be measured that way."""
     entries = named(root, configuration.interventions, where)
     check_stack(entries, where)
     for entry in entries:
         intervention = entry.intervention
         try:
-            intervention.check(model, configuration)
+            intervention.check_on(model, configuration, accelerator)
         except UserError as error:
             raise UserError(error.what, where=f"{where}, {entry.name}", remedy=error.remedy) from None
         if intervention.whole_schedule and protocol != "full":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from t2v_energy.config import Configuration, ModelFile, Strict
+from t2v_energy.config import Accelerator, Configuration, ModelFile, Strict
 from t2v_energy.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,9 +126,10 @@ class Intervention(Strict):
 
     What it cannot be stacked on is said by kind, each with the reason: ``not_after`` where it would have to
     come first, ``not_with`` where either order fails (naming it in one of the two classes is enough).
-    ``once``: a second entry of its kind, whatever its settings, makes no sense.  ``float8``: the accelerator
-    has to multiply float8 numbers.
+    ``once``: a second entry of its kind, whatever its settings, makes no sense.
     :func:`t2v_energy.interventions.check_stack` refuses by these.
+
+    ``float8``: the accelerator has to multiply float8 numbers; :meth:`check_on` refuses by it.
 
     ``call_order``: place among the kinds that change denoiser calls one by one, those first that leave out
     most; None for kinds whose work does not depend on what other kinds leave out.  What several of them do
@@ -154,6 +155,15 @@ class Intervention(Strict):
 
     def check(self, model: ModelFile, configuration: Configuration) -> None:
         """Raise :class:`UserError` (see :meth:`refused`) for what it does not fit; needs no torch."""
+
+    def check_on(self, model: ModelFile, configuration: Configuration, accelerator: Accelerator) -> None:
+        """:meth:`check`, and whether the accelerator can do what it needs."""
+        self.check(model, configuration)
+        if self.float8 and not accelerator.float8:
+            raise self.refused(
+                f"{accelerator.title} does not multiply float8 numbers",
+                "choose another accelerator, or leave it out",
+            )
 
     @abstractmethod
     def apply(self, target: Target) -> Change:

@@ -339,12 +339,7 @@ def effect_of(
     entries = named(root, configuration.interventions, "interventions")
     check_stack(entries, "interventions")
     for entry in entries:
-        entry.intervention.check(model, configuration)
-        if entry.intervention.float8 and not limits.float8:
-            raise entry.intervention.refused(
-                f"{limits.title} does not multiply float8 numbers",
-                "choose another accelerator, or leave it out",
-            )
+        entry.intervention.check_on(model, configuration, limits)
     return effect.then(stack_effect([entry.intervention for entry in entries], work)), rate_sd
 
 

@@ -12,9 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from t2v_energy.config import ModelFile
+
 TRAFFIC_FILE = "traffic.json"
-
-
 Count: TypeAlias = "float | NDArray[np.float64]"
 """Of one size, or of each of many."""
 
@@ -60,12 +64,6 @@ BLOCKS = 132
 """Multiprocessors of an H100 or H200.  A group norm gives each group of each sample to one block: the 32 of a
 single sample leave most of them idle."""
 Latent = tuple[int, int, int]
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike, NDArray
-
-    from t2v_energy.config import ModelFile
 
 
 @cache
