@@ -38,12 +38,30 @@ def frames(subject: Target) -> Any:
 
 @contextmanager
 def in_force(subject: Target, *interventions: Intervention) -> Iterator[Applied]:
-    """Interventions applied in that order, each under its kind's name."""
+    """Interventions applied in that order, each under its kind's name.
+
+    They leave the process's settings alone, which would change every later generation and compilation of it.
+    """
     entries = [Named(intervention.kind, intervention) for intervention in interventions]
     for entry in entries:
         entry.intervention.check(subject.model, subject.configuration)
+    held = process_settings()
     with applied(entries, subject) as found:
         yield found
+        assert process_settings() == held
+
+
+def process_settings() -> dict[str, Any]:
+    """torch's settings that hold for a whole process: Inductor's, and those of products and convolutions."""
+    import torch
+    from torch._inductor import config
+
+    return {name: value for name, value in config.get_config_copy().items() if not callable(value)} | {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "default_dtype": torch.get_default_dtype(),
+        "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def with_and_after(subject: Target, *interventions: Intervention) -> tuple[Any, Any, Any]:

@@ -57,7 +57,11 @@ class Quantised(Intervention):
 
     @abstractmethod
     def _config(self) -> Any:
-        """torchao's configuration."""
+        """torchao's configuration.
+
+        Without its settings for Inductor: they would hold for everything that this process compiles later, and
+        tuning by coordinate descent makes each compilation minutes long.
+        """
 
     @abstractmethod
     def _refuse_device(self, target: Target) -> None:
@@ -148,7 +152,7 @@ class Fp8(Quantised):
     def _config(self) -> Any:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 
-        return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
 
     def _refuse_device(self, target: Target) -> None:
         import torch
@@ -179,7 +183,7 @@ class Int8(Quantised):
     def _config(self) -> Any:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-        return Int8DynamicActivationInt8WeightConfig()
+        return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
 
     def _refuse_device(self, target: Target) -> None:
         """Every device multiplies int8."""
