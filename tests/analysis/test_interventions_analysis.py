@@ -358,7 +358,7 @@ class TestFromRecords:
         assert energy == pytest.approx([(ONCE_J + s * LOOP_W) / 3600 for s in (1.0, 2.0)], rel=1e-3)
 
     def test_compiling_is_what_the_warm_up_has_beyond_the_baselines(self) -> None:
-        common = {"records": "h200/x__sampled_r1.json;h200/x__sampled_r2.json"}
+        common = {"records": "h200/x__sampled_r1.json;h200/x__sampled_r2.json", "gpu_uuids": "GPU-A;GPU-A"}
         row = pd.Series(
             common
             | {"gpu_energy_Wh": 40.0, "first_warmup_s_passes": "60;30",
@@ -373,6 +373,8 @@ class TestFromRecords:
         assert found["compile_s"] == pytest.approx(60 - 7)
         assert found["compile_energy_Wh"] == pytest.approx(7.6 - 1.6)
         assert found["break_even_videos"] == pytest.approx(0.6)
+        elsewhere = pd.Series({**row, "gpu_uuids": "GPU-B;GPU-A"})  # the first pass is on another board
+        assert interventions.compile_costs(elsewhere, baseline, 0.7, 0.8)["compile_s"] == pytest.approx(30 - 7)
         free = baseline.copy()
         free["gpu_energy_Wh"] = 39.0
         assert np.isnan(interventions.compile_costs(row, free, 0.7, 1.1)["break_even_videos"])

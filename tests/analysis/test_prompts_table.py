@@ -147,6 +147,26 @@ def test_two_passes_on_two_boards_are_a_board_of_their_own_in_either_order() -> 
     assert found["std"] == pytest.approx(np.sqrt((0.5**2 / 2 + 0.2**2 / 2) / 2))
 
 
+def test_a_prompt_measured_on_two_boards_has_a_value_on_each() -> None:
+    """It links them no more than the others: 30 and 45 tokens on A, 30, 35 and 40 on B."""
+    placed = {"GPU-A": [99.2], "GPU-B": [90.5, 90.1]}
+    both = row("both", 95.0, n=2, gpu_uuids="GPU-A;GPU-B;GPU-B", latency_s_pass_means="99.0;90.9;91.1")
+    rows = [both, *on_boards(placed)]
+    found = prompts_table(pd.DataFrame(rows), records(rows, [30, 45, 35, 40]), ROOT).iloc[0]
+    on_a, on_b = np.array([99.0, 99.2]), np.array([91.0, 90.5, 90.1])
+    left = np.concatenate([on_a - on_a.mean(), on_b - on_b.mean()])
+    assert (found["prompts"], found["boards"]) == (4, 2)
+    assert found["std"] == pytest.approx(np.sqrt((left**2).sum() / 3))
+    assert found["mean"] == pytest.approx(np.concatenate([on_a, on_b]).mean())
+
+
+def test_passes_of_one_generation_each_are_no_repeats() -> None:
+    rows = [row("p0", 100.0, n=2), row("p1", 101.0), row("p2", 101.0)]
+    again = row("0", 100.0, n=3, std=0.5, experiment="cross-model")
+    found = prompts_table(pd.DataFrame([*rows, again]), records(rows, [30, 35, 40]), ROOT).iloc[0]
+    assert (found["repeat_n"], found["repeat_of"]) == (3, "cross-model")
+
+
 def test_prompts_without_a_known_board_are_on_one() -> None:
     rows = [row(f"p{i}", value, gpu_uuids=np.nan) for i, value in enumerate([100.0, 100.4, 101.0])]
     found = prompts_table(pd.DataFrame(rows), records(rows, [30, 35, 40]), ROOT).iloc[0]

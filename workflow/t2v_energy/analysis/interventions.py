@@ -442,8 +442,8 @@ def compile_costs(
     """What compiling takes before the first video, and how many videos pay for its energy.
 
     Compiling happens in the first warm-up: that of the baseline, in the same pass, with as many steps, times
-    the measured ratio is what the warm-up would have been without it.  Of the passes the dearest counts:
-    later ones find what earlier ones compiled.  ``break_even_videos`` is NaN where a video saves nothing.
+    the measured ratio is what the warm-up would have been without it.  Of the passes on the baseline's board the
+    dearest counts: later ones find what earlier ones compiled.  ``break_even_videos`` is NaN where a video saves nothing.
     """
     seconds, energy = (
         _dearest(row, baseline, f"first_warmup_{quantity}_passes", ratio)
@@ -462,7 +462,8 @@ def _dearest(row: pd.Series, baseline: pd.Series, column: str, ratio: float) -> 
     for of in (row, baseline):
         values, indices = _numbers(of[column]), _passes(of)
         by_pass.append(dict(zip(indices, values, strict=True)) if len(values) == len(indices) else {})
-    extra = [by_pass[0][index] - ratio * by_pass[1][index] for index in by_pass[0].keys() & by_pass[1].keys()]
+    shared = comparable_passes(row, baseline, by_pass[0].keys() & by_pass[1].keys())
+    extra = [by_pass[0][index] - ratio * by_pass[1][index] for index in shared]
     return max(extra, default=nan)
 
 

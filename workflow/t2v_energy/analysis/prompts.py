@@ -14,6 +14,7 @@ from scipy.stats import chi2
 from scipy.stats import t as student_t
 
 from t2v_energy.analysis.numbers import Number, Source, decimals
+from t2v_energy.analysis.sweep import board_means
 from t2v_energy.config import load_model
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.composition import CONFIDENCE
@@ -39,7 +40,7 @@ def prompts_table(
 ) -> pd.DataFrame:
     """``prompts.csv``: one row a configuration of experiment ``prompts`` and quantity of a whole video.
 
-    There is one value a prompt.  Prompts are compared where their generations ran the same denoising steps:
+    There is one value a prompt and board.  Prompts are compared where their generations ran the same denoising steps:
     a total is composed of the steps that were run, and these are not alike, so that another number of them
     gives another total for any prompt.  Those that ran another number than most (of equally many, than the
     more steps) are in no column but ``left_out``, by name.
@@ -47,8 +48,9 @@ def prompts_table(
     Boards differ by more than prompts, so ``std``, its interval (chi-squared, in ``cv_ci95_low`` and
     ``_high``), ``mean_ci95`` (Student), ``range_percent`` and the slope are within boards: each value less
     the mean of its board, with n − boards degrees of freedom.  A board with one prompt thus contributes
-    nothing to them.  Passes of one prompt on several boards count as a board of their own, and prompts
-    without a known board as on one.  ``raw_cv_percent`` takes all boards as one, and ``board_range_percent``
+    nothing to them.  A prompt whose passes ran on several boards has a value on each, the mean of its passes
+    there; where it is not known which pass was where, the boards count together as one of their own, and
+    prompts without a known board as on one.  ``raw_cv_percent`` takes all boards as one, and ``board_range_percent``
     is by how much their means differ, of the mean.
 
     ``repeat_std_percent`` is how far a value scatters when the same prompt is measured again: the standard
@@ -118,20 +120,31 @@ def _board(uuids: object) -> str:
     return "" if pd.isna(uuids) else ";".join(sorted(set(str(uuids).split(";"))))  # type: ignore[call-overload]
 
 
+def _by_board(rows: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """A row for each prompt and board, with its mean there: ``rows`` where no prompt was on several."""
+    parts = []
+    for _, row in rows.iterrows():
+        means = board_means(row, quantity) if f"{quantity}_pass_means" in row else {}
+        several = means if len(means) > 1 else {row["board"]: row[quantity]}
+        parts += [row.to_dict() | {"board": board, quantity: mean} for board, mean in several.items()]
+    return pd.DataFrame(parts)
+
+
 def _row(rows: pd.DataFrame, repeats: pd.DataFrame, quantity: str, work: float) -> dict[str, object]:
     """All columns but ``left_out``."""
+    scatter = _repeats(rows, repeats, quantity)
+    rows = _by_board(rows, quantity)
     values, tokens = rows[quantity], rows["prompt_tokens"]
     mean, boards, board_means = float(values.mean()), rows["board"], values.groupby(rows["board"]).mean()
     found, percent = _within(values, boards), 100 / mean
     slope, half = _slope(tokens, percent * values, boards)
-    scatter = _repeats(rows, repeats, quantity)
     first = rows.iloc[0]
     size = f"{first['height']}x{first['width']}_{first['num_frames']}f_{first['num_inference_steps']}s"
     return {
         "configuration": f"{first['model']}_{size}",
         "model": first["model"],
         "quantity": quantity,
-        "prompts": len(rows),
+        "prompts": rows["prompt_id"].nunique(),
         "boards": boards.nunique(),
         "tokens_least": int(tokens.min()),
         "tokens_most": int(tokens.max()),
@@ -195,7 +208,8 @@ class _Scatter(NamedTuple):
 
 def _repeats(rows: pd.DataFrame, repeats: pd.DataFrame, quantity: str) -> _Scatter:
     for of, found in ((EXPERIMENT, rows), (REPEATED, repeats)):
-        several = found[found[f"{quantity}_n"] > 1]
+        # Two passes of one generation each are two, but no pass has a standard deviation.
+        several = found[(found[f"{quantity}_n"] > 1) & found[f"{quantity}_std"].notna()]
         if several.empty:
             continue
         n, std = (several[f"{quantity}{end}"].to_numpy(float) for end in ("_n", "_std"))
