@@ -16,6 +16,8 @@ from t2v_energy.analysis import style
 
 PANELS = {"energy": "GPU energy, with / without", "latency": "Latency, with / without"}
 TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.7, 2)
+"""Where the ratios of a panel reach from a half to 2 at most."""
 ROW_INCH, MARGIN_INCH = 0.138, 0.75
 BEFORE_HEADER, AFTER_HEADER = 0.35, 1.3
 """Rows of space about a group's heading."""
@@ -89,7 +91,7 @@ def _label(name: str) -> list[str]:
         if lines and len(lines[-1]) + len(part) + 3 <= LABEL_CHARACTERS:
             lines[-1] += f" + {part}"
         else:
-            lines.append(part)
+            lines.append(f"+ {part}" if lines else part)
     if len(lines) > LABEL_LINES:
         lines = [*lines[: LABEL_LINES - 1], f"{lines[LABEL_LINES - 1]} + …"]
     return [line if len(line) <= LABEL_CHARACTERS else line[: LABEL_CHARACTERS - 1] + "…" for line in lines]
@@ -138,8 +140,10 @@ def _ratio_axis(axes: Axes, known: pd.DataFrame, name: str) -> None:
     values = values[np.isfinite(values)]
     axes.axvline(1, color=style.PRINTED_COLOUR, linewidth=0.6)
     axes.set_xscale("log")
-    axes.set_xlim(min(values.min(), 1) / 1.12, max(values.max(), 1) * 1.12)
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    low, high = min(values.min(), 1) / 1.12, max(values.max(), 1) * 1.12
+    axes.set_xlim(low, high)
+    close = low >= CLOSE_TICKS[0] and high <= CLOSE_TICKS[-1]
+    axes.xaxis.set_major_locator(FixedLocator(CLOSE_TICKS if close else TICKS))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
