@@ -305,3 +305,30 @@ def test_the_meters_errors_are_those_of_its_table() -> None:
         assert [float(cell) for cell in cells.split("|")] == pytest.approx(
             largest.loc[float(window), methods].tolist(), abs=0.006
         )
+
+
+def test_what_the_readme_says_of_savings_is_measured() -> None:
+    """Its table and the statements below it, against interventions.csv."""
+    path = ROOT / "results" / "tables" / "h200" / "interventions.csv"
+    if not path.is_file():
+        pytest.skip("results/tables/h200/ is not built: run make first")
+    measured = pd.read_csv(path)
+    rows = measured[measured["experiment"] == "interventions"].set_index(["intervention", "model"])
+    text = README.read_text(encoding="utf-8")
+    head, body = re.findall(r"^\| \|(.*)\| output \|\n\| .*\n((?:\|.*\n)+)", text, re.MULTILINE)[0]
+    models = {"Wan2.1-1.3B": "wan2.1-t2v-1.3b", "Wan2.1-14B": "wan2.1-t2v-14b", "CogVideoX-2B": "cogvideox-2b"}
+    columns = [models[cell.split(",")[0].strip()] for cell in head.split("|")]
+    printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
+    for name, *cells, output in printed:
+        entry = name.replace("`", "").replace(" ", "")
+        for model, cell in zip(columns, cells, strict=True):
+            assert ((entry, model) in rows.index) == (cell != "–"), (entry, model)
+            if cell != "–":
+                assert float(cell) == pytest.approx(rows.loc[(entry, model), "measured_energy_ratio"], abs=0.005001)
+                assert (rows.loc[(entry, model), "lossless"] == "yes") == (output == "unchanged")
+    assert rows["break_even_videos"].xs("compile").max() < 0.5
+    assert rows.loc[("vae-tiling", "wan2.1-t2v-1.3b"), "memory_ratio"] == pytest.approx(0.69, abs=0.006)
+    assert rows.loc[("layerwise-casting", "wan2.1-t2v-1.3b"), "memory_ratio"] < 1
+    merged = measured[measured["experiment"] == "token-merging"]["measured_energy_ratio"]
+    assert (len(merged), *merged.round(2).agg(["min", "max"])) == (7, 0.58, 0.86)
+    assert not measured["configuration_id"].str.contains("magcache|taylorseer|pab").any(), "predicted alone"
