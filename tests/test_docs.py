@@ -316,7 +316,11 @@ def test_what_the_readme_says_of_savings_is_measured() -> None:
     rows = measured[measured["experiment"] == "interventions"].set_index(["intervention", "model"])
     text = README.read_text(encoding="utf-8")
     head, body = re.findall(r"^\| \|(.*)\| output \|\n\| .*\n((?:\|.*\n)+)", text, re.MULTILINE)[0]
-    models = {"Wan2.1-1.3B": "wan2.1-t2v-1.3b", "Wan2.1-14B": "wan2.1-t2v-14b", "CogVideoX-2B": "cogvideox-2b"}
+    models = {
+        "Wan2.1-1.3B": "wan2.1-t2v-1.3b",
+        "Wan2.1-14B": "wan2.1-t2v-14b",
+        "CogVideoX-2B": "cogvideox-2b",
+    }
     columns = [models[cell.split(",")[0].strip()] for cell in head.split("|")]
     printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
     for name, *cells, output in printed:
@@ -324,7 +328,9 @@ def test_what_the_readme_says_of_savings_is_measured() -> None:
         for model, cell in zip(columns, cells, strict=True):
             assert ((entry, model) in rows.index) == (cell != "–"), (entry, model)
             if cell != "–":
-                assert float(cell) == pytest.approx(rows.loc[(entry, model), "measured_energy_ratio"], abs=0.005001)
+                assert float(cell) == pytest.approx(
+                    rows.loc[(entry, model), "measured_energy_ratio"], abs=0.005001
+                )
                 assert (rows.loc[(entry, model), "lossless"] == "yes") == (output == "unchanged")
     assert rows["break_even_videos"].xs("compile").max() < 0.5
     assert rows.loc[("vae-tiling", "wan2.1-t2v-1.3b"), "memory_ratio"] == pytest.approx(0.69, abs=0.006)

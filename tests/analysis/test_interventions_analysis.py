@@ -169,20 +169,76 @@ class TestRatios:
         unknown = interventions.paired_ratio(own, baseline, "latency_s", interventions.Scatter(np.nan, 0))
         assert unknown.interval_of == ""
 
-    def test_the_scatter_is_pooled_over_what_was_repeated_on_one_board(self) -> None:
+    def test_the_scatter_is_pooled_over_what_was_repeated_within_passes(self) -> None:
         table = pd.DataFrame(
             {
-                "latency_s": [10.0, 20.0, 5.0, 7.0, 9.0],
-                "latency_s_std": [0.1, 0.1, np.nan, 3.0, 3.0],
+                "latency_s": [10.0, 20.0, 5.0, 10.0, 9.0],
+                "latency_s_std": [0.1, 0.1, np.nan, 0.3, 3.0],
                 "latency_s_n": [3, 2, 1, 4, 4],
-                "gpus": [1, 1, 1, 2, 1],
+                "passes": [1, 1, 1, 2, 1],
                 "status": ["ok", "ok", "ok", "ok", "out_of_memory"],
             }
         )
         found = interventions.scatter(table, "latency_s")
-        assert found.degrees == 3
-        assert found.relative == pytest.approx(sqrt((2 * 0.01**2 + 1 * 0.005**2) / 3))
-        assert interventions.scatter(table.iloc[2:4], "latency_s").degrees == 0
+        assert found.degrees == 5
+        assert found.relative == pytest.approx(sqrt((2 * 0.01**2 + 1 * 0.005**2 + 2 * 0.03**2) / 5))
+        assert interventions.scatter(table.iloc[2:3], "latency_s").degrees == 0
+
+    def test_few_generations_are_taken_to_scatter_as_others_of_their_size(
+        self, root: Path, tmp_path: Path
+    ) -> None:
+        """Two generations a pass: one degree of freedom each, six of three rows of two passes."""
+        table = rows(
+            tmp_path,
+            passes([[2.0, 2.0], [2.0, 2.5]]),
+            passes([[1.0, 1.5], [1.0, 1.0]], interventions=("fast",)),
+            passes([[1.5, 1.5], [2.0, 1.5]], interventions=("unknown",)),
+        )
+        row = single(root, table, "fast")
+        pooled = interventions.scatter(table, "latency_s")
+        assert (row["interval_of"], pooled.degrees) == ("pooled", 6)
+        half = float(student_t.ppf(0.975, 6)) * pooled.relative * sqrt(2 / 4)
+        ratio = row["measured_latency_ratio"]
+        assert row["measured_latency_ratio_ci95"] == pytest.approx(ratio * half, rel=1e-6)
+
+    def test_another_size_scatters_as_it_likes(self, root: Path, tmp_path: Path) -> None:
+        of_width = {
+            width: [
+                passes([[step_s, step_s + more_s]] * 2, interventions=names, width=width)
+                for step_s, names in ((2.0, ()), (1.0, ("fast",)), (1.5, ("unknown",)))
+            ]
+            for width, more_s in ((832, 0.5), (1280, 1.5))
+        }
+        alone = interventions.interventions_table(root, "h200", rows(tmp_path / "alone", *of_width[832]))
+        both = interventions.interventions_table(
+            root, "h200", rows(tmp_path / "both", *of_width[832], *of_width[1280])
+        )
+        columns = ["measured_latency_ratio_ci95", "measured_energy_ratio_ci95"]
+        assert set(alone["interval_of"]) == {"pooled"}
+        kept = both[both["width"] == 832][columns].to_numpy()
+        assert kept == pytest.approx(alone[columns].to_numpy())
+        assert (both[both["width"] == 1280][columns].to_numpy() > 1.5 * kept).all()
+
+    def test_a_size_that_was_hardly_repeated_scatters_as_the_experiment(
+        self, root: Path, tmp_path: Path
+    ) -> None:
+        repeated = [
+            passes([[step_s, step_s + 0.5]] * 2, interventions=names)
+            for step_s, names in ((2.0, ()), (1.0, ("fast",)))
+        ]
+        once = [
+            passes([[step_s]], interventions=names, width=1280)
+            for step_s, names in ((2.0, ()), (1.0, ("fast",)))
+        ]
+        table = rows(tmp_path, *repeated, *once)
+        found = interventions.interventions_table(root, "h200", table)
+        large = found[found["width"] == 1280].iloc[0]
+        pooled = interventions.scatter(table, "latency_s")
+        half = float(student_t.ppf(0.975, pooled.degrees)) * pooled.relative * sqrt(2)
+        assert (large["interval_of"], pooled.degrees) == ("pooled", 4)
+        assert large["measured_latency_ratio_ci95"] == pytest.approx(
+            large["measured_latency_ratio"] * half, rel=1e-6
+        )
 
     def test_only_shared_passes_are_compared(self) -> None:
         """The baseline comes once more at the end: its third pass has no counterpart."""
@@ -374,7 +430,9 @@ class TestFromRecords:
         assert found["compile_energy_Wh"] == pytest.approx(7.6 - 1.6)
         assert found["break_even_videos"] == pytest.approx(0.6)
         elsewhere = pd.Series({**row, "gpu_uuids": "GPU-B;GPU-A"})  # the first pass is on another board
-        assert interventions.compile_costs(elsewhere, baseline, 0.7, 0.8)["compile_s"] == pytest.approx(30 - 7)
+        assert interventions.compile_costs(elsewhere, baseline, 0.7, 0.8)["compile_s"] == pytest.approx(
+            30 - 7
+        )
         free = baseline.copy()
         free["gpu_energy_Wh"] = 39.0
         assert np.isnan(interventions.compile_costs(row, free, 0.7, 1.1)["break_even_videos"])
@@ -503,7 +561,7 @@ class TestFigure7:
             assert sorted(bars) == pytest.approx(sorted(table[f"predicted_{name}_ratio"]))
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert len(labels) == len(table)
-        assert "compile + magcache-0.12-k2\nvae-bfloat16 + fp8-rowwise" in labels
+        assert "compile + magcache-0.12-k2\n+ vae-bfloat16 + fp8-rowwise" in labels
 
     def test_without_a_counter_there_is_one_panel(self) -> None:
         table = synthetic.changes().assign(measured_energy_ratio=np.nan)

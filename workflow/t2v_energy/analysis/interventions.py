@@ -9,10 +9,11 @@ the passes, with / without.  Where an intervention runs on several boards, its e
 and the baseline's that of the one which it ran on: what others draw in the meantime is not in it.
 
 Its 95 % interval (:func:`paired_ratio`) is of the passes' ratios from three passes on (Student's t over their
-logarithms); with fewer, of repetition within the passes (the two rows' relative intervals in quadrature); two
-passes of one generation each have the t-interval over two.  Whole schedules are run once: a single generation
-is taken to scatter as those of its experiment do that were repeated (:func:`scatter`).  ``interval_of`` says
-which.
+logarithms); with fewer, of repetition within the passes.  Two or three generations tell little of how they
+scatter, and a whole schedule is run once: generations are taken to scatter, in percent, as all those do that
+were repeated of the same experiment, model and size (:func:`scatter`; of the whole experiment, where few of
+that size were).  Where that knows no more than the two rows alone, it is their own relative intervals in
+quadrature; two passes of one generation each have the t-interval over two.  ``interval_of`` says which.
 
 Predictions are those that were committed before measuring (:mod:`t2v_energy.prediction.registered`); without
 any, they are computed from the calibration of :func:`t2v_energy.prediction.savings.savings_basis`.
@@ -56,6 +57,9 @@ COMPILED = "compile"
 CONFIDENCE = 0.95
 MIN_PASSES_AS_UNITS = 3
 QUANTITIES = {"latency_s": "latency", "gpu_energy_Wh": "energy"}
+SIZE = ("model", "height", "width", "num_frames")
+MIN_DEGREES = 5
+"""Degrees of freedom from which on generations of one size tell how they scatter."""
 
 COLUMNS = (
     "intervention", "model", "height", "width", "num_frames", "num_inference_steps",
@@ -94,7 +98,7 @@ class Entry:
         configuration: what was asked for.
         baseline_steps: the baseline's.
         interventions: entries of the catalogue, in their order.
-        scatters: of the experiment's generations, by quantity.
+        scatters: of generations of the same experiment, model and size, by quantity.
     """
 
     row: pd.Series
@@ -148,12 +152,28 @@ def read_entries(root: Path, rows: pd.DataFrame) -> list[Entry]:
     found = []
     for _, of_experiment in known.groupby("experiment", sort=False):
         configurations = {index: _configuration(root, row) for index, row in of_experiment.iterrows()}
-        scatters = {quantity: scatter(of_experiment, quantity) for quantity in QUANTITIES}
+        scatters = _scatters(of_experiment)
         for index, row in of_experiment.iterrows():
-            entry = _entry(root, of_experiment, configurations, index, row, scatters)
+            entry = _entry(root, of_experiment, configurations, index, row, scatters[_size(row)])
             if entry:
                 found.append(entry)
     return found
+
+
+def _scatters(of_experiment: pd.DataFrame) -> dict[tuple[object, ...], dict[str, Scatter]]:
+    """Of each model and size; of all where that size has fewer than :data:`MIN_DEGREES`."""
+    every = {quantity: scatter(of_experiment, quantity) for quantity in QUANTITIES}
+    found = {}
+    for size, rows in of_experiment.groupby(list(SIZE), sort=False):
+        own = {quantity: scatter(rows, quantity) for quantity in QUANTITIES}
+        found[tuple(size)] = {
+            name: own[name] if own[name].degrees >= MIN_DEGREES else every[name] for name in QUANTITIES
+        }
+    return found
+
+
+def _size(row: pd.Series) -> tuple[object, ...]:
+    return tuple(row[name] for name in SIZE)
 
 
 def _configuration(root: Path, row: pd.Series) -> Configuration:
@@ -235,13 +255,13 @@ class Scatter:
 
 
 def scatter(rows: pd.DataFrame, quantity: str) -> Scatter:
-    """Pooled over what was repeated on one board: √(Σ (nᵢ − 1)(sᵢ / xᵢ)² / Σ (nᵢ − 1)).
+    """Pooled over what was repeated within passes: √(Σ (nᵢ − pᵢ)(sᵢ / xᵢ)² / Σ (nᵢ − pᵢ)), of p passes each.
 
     Args:
         rows: rows of configurations.csv, of one experiment.
     """
-    repeated = rows[(rows[f"{quantity}_n"] > 1) & (rows["gpus"] <= 1) & (rows["status"] == "ok")]
-    degrees = (repeated[f"{quantity}_n"] - 1).to_numpy(dtype=float)
+    repeated = rows[rows[f"{quantity}_std"].notna() & (rows["status"] == "ok")]
+    degrees = (repeated[f"{quantity}_n"] - repeated["passes"]).to_numpy(dtype=float)
     if not degrees.sum():
         return Scatter(nan, 0)
     relative = (repeated[f"{quantity}_std"] / repeated[quantity]).to_numpy(dtype=float)
@@ -254,7 +274,7 @@ def paired_ratio(
     """Ratio of two rows of configurations.csv, pass by pass; see the module's description.
 
     Where no pass has both, it is the ratio of the rows' means, without an interval.  ``repeated``: how
-    generations of the same experiment scatter, for those that ran once.
+    generations of the same experiment and size scatter.
     """
     own, other = (_by_pass(r, quantity) for r in (row, baseline))
     shared = comparable_passes(row, baseline, own.keys() & other.keys())
@@ -262,19 +282,25 @@ def paired_ratio(
         return Ratio(float(row[quantity]) / float(baseline[quantity]), nan, 0, "")
     logs = np.array([log(own[index] / other[index]) for index in shared])
     ratio = exp(float(logs.mean()))
-    relative = hypot(*(half_width(r, quantity) / float(r[quantity]) for r in (row, baseline)))
-    if len(shared) < MIN_PASSES_AS_UNITS and isfinite(relative):
-        return Ratio(ratio, ratio * relative, len(shared), "repetition")
-    if len(shared) < 2:
-        if not repeated or not repeated.degrees:
-            return Ratio(ratio, nan, 1, "")
-        quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, repeated.degrees))
-        counts = (float(r[f"{quantity}_n"]) for r in (row, baseline))
-        half = quantile * repeated.relative * hypot(*(1 / sqrt(count) for count in counts))
-        return Ratio(ratio, ratio * half, 1, "pooled")
+    if len(shared) < MIN_PASSES_AS_UNITS:
+        relative, interval_of = _of_repetition(row, baseline, quantity, len(shared), repeated)
+        if interval_of or len(shared) < 2:
+            return Ratio(ratio, ratio * relative, len(shared), interval_of)
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(shared) - 1))
     half = quantile * float(logs.std(ddof=1)) / sqrt(len(shared))
     return Ratio(ratio, ratio * half, len(shared), "passes")
+
+
+def _of_repetition(
+    row: pd.Series, baseline: pd.Series, quantity: str, shared: int, repeated: Scatter | None
+) -> tuple[float, str]:
+    """Relative half-width that repetition within ``shared`` passes gives a ratio, and what it is of."""
+    generations = [float(r[f"{quantity}_n"]) * shared / len(_passes(r)) for r in (row, baseline)]
+    if repeated and repeated.degrees > sum(generations) - 2 * shared:
+        quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, repeated.degrees))
+        return quantile * repeated.relative * hypot(*(1 / sqrt(count) for count in generations)), "pooled"
+    relative = hypot(*(half_width(r, quantity) / float(r[quantity]) for r in (row, baseline)))
+    return (relative, "repetition") if isfinite(relative) else (nan, "")
 
 
 def _by_pass(row: pd.Series, quantity: str) -> dict[int, float]:
@@ -442,8 +468,9 @@ def compile_costs(
     """What compiling takes before the first video, and how many videos pay for its energy.
 
     Compiling happens in the first warm-up: that of the baseline, in the same pass, with as many steps, times
-    the measured ratio is what the warm-up would have been without it.  Of the passes on the baseline's board the
-    dearest counts: later ones find what earlier ones compiled.  ``break_even_videos`` is NaN where a video saves nothing.
+    the measured ratio is what the warm-up would have been without it.  Of the passes on the baseline's board
+    the dearest counts: later ones find what earlier ones compiled.  ``break_even_videos`` is NaN where a
+    video saves nothing.
     """
     seconds, energy = (
         _dearest(row, baseline, f"first_warmup_{quantity}_passes", ratio)

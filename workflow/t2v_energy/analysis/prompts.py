@@ -40,18 +40,18 @@ def prompts_table(
 ) -> pd.DataFrame:
     """``prompts.csv``: one row a configuration of experiment ``prompts`` and quantity of a whole video.
 
-    There is one value a prompt and board.  Prompts are compared where their generations ran the same denoising steps:
-    a total is composed of the steps that were run, and these are not alike, so that another number of them
-    gives another total for any prompt.  Those that ran another number than most (of equally many, than the
-    more steps) are in no column but ``left_out``, by name.
+    There is one value a prompt and board.  Prompts are compared where their generations ran the same
+    denoising steps: a total is composed of the steps that were run, and these are not alike, so that another
+    number of them gives another total for any prompt.  Those that ran another number than most (of equally
+    many, than the more steps) are in no column but ``left_out``, by name.
 
     Boards differ by more than prompts, so ``std``, its interval (chi-squared, in ``cv_ci95_low`` and
     ``_high``), ``mean_ci95`` (Student), ``range_percent`` and the slope are within boards: each value less
     the mean of its board, with n − boards degrees of freedom.  A board with one prompt thus contributes
     nothing to them.  A prompt whose passes ran on several boards has a value on each, the mean of its passes
     there; where it is not known which pass was where, the boards count together as one of their own, and
-    prompts without a known board as on one.  ``raw_cv_percent`` takes all boards as one, and ``board_range_percent``
-    is by how much their means differ, of the mean.
+    prompts without a known board as on one.  ``raw_cv_percent`` takes all boards as one, and
+    ``board_range_percent`` is by how much their means differ, of the mean.
 
     ``repeat_std_percent`` is how far a value scatters when the same prompt is measured again: the standard
     deviation within prompts, pooled over those that have several generations, over the root of how many those

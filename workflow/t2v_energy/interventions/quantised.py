@@ -59,8 +59,8 @@ class Quantised(Intervention):
     def _config(self) -> Any:
         """torchao's configuration.
 
-        Without its settings for Inductor: they would hold for everything that this process compiles later, and
-        tuning by coordinate descent makes each compilation minutes long.
+        Without its settings for Inductor: they would hold for everything that this process compiles later,
+        and tuning by coordinate descent makes each compilation minutes long.
         """
 
     @abstractmethod
