@@ -338,3 +338,43 @@ def test_what_the_readme_says_of_savings_is_measured() -> None:
     merged = measured[measured["experiment"] == "token-merging"]["measured_energy_ratio"]
     assert (len(merged), *merged.round(2).agg(["min", "max"])) == (7, 0.58, 0.86)
     assert not measured["configuration_id"].str.contains("magcache|taylorseer|pab").any(), "predicted alone"
+
+
+def test_what_the_documents_say_of_predicted_savings_is_so() -> None:
+    """docs/interventions.md and docs/measuring.md, against the built tables."""
+    tables = ROOT / "results" / "tables"
+    if not (tables / "h200" / "interventions.csv").is_file():
+        pytest.skip("results/tables/h200/ is not built: run make first")
+    rows = pd.read_csv(tables / "h200" / "interventions.csv")
+    error = rows["energy_error_percent"].abs()
+    assert (len(rows), round(error.median(), 1), round(error.max(), 1)) == (30, 2.2, 13.0)
+    assert set(rows["predicted"]) == {"registered"}
+    wan = error[rows["model"].str.startswith("wan")].sort_values()
+    assert wan.max() < 6.3
+    assert set(rows.loc[wan.index[-2:], "intervention"]) == {"attention-sage", "int8+compile"}
+    beyond = rows[error > 6.3]
+    assert set(beyond["model"]) == {"cogvideox-2b"}
+    cheaper = beyond["measured_energy_ratio"] < beyond["predicted_energy_ratio"]
+    assert cheaper.all()
+    budget = pd.read_csv(tables / "h200" / "interventions_budget.csv")
+    one = budget[budget["configuration_id"] == "cogvideox-2b_480x720_49f_50s__compile"]
+    assert one.set_index("class")["without_s"][["traffic", "dense"]].round(1).tolist() == [5.9, 8.2]
+    operators = pd.read_csv(tables / "h100" / "operators.csv")
+    denoiser = operators[(operators["model"] == "cogvideox-2b") & (operators["stage"] == "denoiser")]
+    gpu_s = denoiser.set_index("operator_class")["gpu_s"]
+    parts = gpu_s[["normalisation", "elementwise", "data_movement"]].sum(), gpu_s["gemm"]
+    assert [round(part, 1) for part in parts] == [8.1, 6.0]
+    configurations = pd.read_csv(ROOT / "results" / "aggregated" / "h200" / "configurations.csv")
+    stacks = configurations[
+        configurations["configuration_id"].str.contains(
+            "int8\\+compile|bfloat16\\+compile__|bfloat16\\+compile$"
+        )
+    ]
+    tuned = stacks[(stacks["experiment"] == "interventions") & (stacks["passes"] == 2)]
+    longer = [
+        second / first - 1
+        for first, second in (map(float, cell.split(";")) for cell in tuned["latency_s_pass_means"])
+    ]
+    assert sorted(round(100 * part, 1) for part in longer) == [0.9, 1.4]
+    compiled = rows[rows["intervention"].str.contains("int8|bfloat16") & rows["compile_s"].notna()]
+    assert sorted(compiled["compile_s"].round()) == [6, 12]

@@ -2,11 +2,12 @@
 
 Experiments ``interventions``, ``token-merging`` and ``context-parallel`` measure changed pipelines and, on
 the same board, the unmodified one: no interventions, torch's own attention kernel, the same model, size and
-steps.  Passes alternate, so each pass of a changed pipeline is divided by the same pass of its baseline: what
-drifts from pass to pass cancels.  Passes that ran on another board than their baseline's are left out where
-any ran on the same: boards of a model differ by more than many savings.  A ratio is the geometric mean over
-the passes, with / without.  Where an intervention runs on several boards, its energy is that of all of them,
-and the baseline's that of the one which it ran on: what others draw in the meantime is not in it.
+steps.  Each pass of a changed pipeline is divided by the same pass of its baseline, so that what drifts from
+pass to pass cancels.  Passes that ran on another board than their baseline's are left out where any ran on
+the same: boards of a model differ by more than many savings (:func:`comparable_passes`).  A ratio is the
+geometric mean over the passes, with / without.  Where an intervention runs on several boards, its energy is
+that of all of them, and the baseline's that of the one which it ran on: what others draw in the meantime is
+not in it.
 
 Its 95 % interval (:func:`paired_ratio`) is of the passes' ratios from three passes on (Student's t over their
 logarithms); with fewer, of repetition within the passes.  Two or three generations tell little of how they
@@ -277,10 +278,10 @@ def paired_ratio(
     generations of the same experiment and size scatter.
     """
     own, other = (_by_pass(r, quantity) for r in (row, baseline))
-    shared = comparable_passes(row, baseline, own.keys() & other.keys())
+    shared = comparable_passes(row, baseline, own, other)
     if not shared:
         return Ratio(float(row[quantity]) / float(baseline[quantity]), nan, 0, "")
-    logs = np.array([log(own[index] / other[index]) for index in shared])
+    logs = np.array([log(own[index] / other[partner]) for index, partner in shared])
     ratio = exp(float(logs.mean()))
     if len(shared) < MIN_PASSES_AS_UNITS:
         relative, interval_of = _of_repetition(row, baseline, quantity, len(shared), repeated)
@@ -320,20 +321,30 @@ def _numbers(cell: object) -> list[float]:
     return [] if pd.isna(cell) else [float(part) for part in str(cell).split(";")]  # type: ignore[call-overload]
 
 
-def comparable_passes(row: pd.Series, baseline: pd.Series, shared: Iterable[int]) -> list[int]:
-    """Of the ``shared`` passes those on one board with their baseline; all where none is known to be."""
-    own, other = _boards(row), _boards(baseline)
-    alike = [index for index in sorted(shared) if index in own and own[index] == other.get(index)]
-    return alike or sorted(shared)
+def comparable_passes(
+    row: pd.Series, baseline: pd.Series, own: Iterable[int], other: Iterable[int]
+) -> list[tuple[int, int]]:
+    """Which of the passes ``own`` of a row is held against which of the baseline's ``other`` ones.
+
+    Passes of one number on one board are.  Where there are none, because a batch went on on another board
+    than its baseline's first pass ran on, the baseline's first pass on a pass's own board is; and where no
+    board is known to be shared, passes of one number.
+    """
+    own, other = sorted(own), sorted(other)
+    boards, others = _boards(row), _boards(baseline)
+    pairs = [(index, partner) for index in own for partner in other if index in boards]
+    alike = [(index, partner) for index, partner in pairs if boards[index] == others.get(partner)]
+    numbered = [(index, index) for index in own if index in other]
+    first = dict(reversed(alike))
+    return [pair for pair in numbered if pair in alike] or sorted(first.items()) or numbered
 
 
 def same_board(row: pd.Series, baseline: pd.Series) -> str:
     """Whether the passes that count ran on their baseline's board: ``yes``, ``no``, or empty: not known."""
     own, other = _boards(row), _boards(baseline)
-    shared = own.keys() & other.keys()
-    if not shared:
+    if not (own and other):
         return ""
-    return "yes" if any(own[index] == other[index] for index in shared) else "no"
+    return "yes" if set(own.values()) & set(other.values()) else "no"
 
 
 def _boards(row: pd.Series) -> dict[int, str]:
@@ -489,8 +500,8 @@ def _dearest(row: pd.Series, baseline: pd.Series, column: str, ratio: float) -> 
     for of in (row, baseline):
         values, indices = _numbers(of[column]), _passes(of)
         by_pass.append(dict(zip(indices, values, strict=True)) if len(values) == len(indices) else {})
-    shared = comparable_passes(row, baseline, by_pass[0].keys() & by_pass[1].keys())
-    extra = [by_pass[0][index] - ratio * by_pass[1][index] for index in shared]
+    shared = comparable_passes(row, baseline, *by_pass)
+    extra = [by_pass[0][index] - ratio * by_pass[1][partner] for index, partner in shared]
     return max(extra, default=nan)
 
 
