@@ -465,7 +465,7 @@ def test_what_the_prose_says_of_interventions_is_so(built: dict[str, dict[str, A
     assert (high[["compile", "fp8+compile", "int8+compile", "token-alignment"]] < 1).all(), "they save"
     assert (low[["fp8", "attention-flash", "attention-sage"]] > 1).all(), "they cost more"
     assert (energy.loc[wan][["vae-bfloat16", "vae-tiling"]] - 1).abs().max() < 0.04, "little"
-    assert low["layerwise-casting"] < 1 < high["layerwise-casting"]
+    assert high["layerwise-casting"] > 1, "it saves no energy"
     assert rows.loc[(wan, "layerwise-casting"), "memory_ratio"] < 1
     assert rows["relative_l2"].xs("token-alignment", level="intervention").max() < 0.003
     more = energy.xs("compile", level="intervention") - energy.xs("fp8+compile", level="intervention")
