@@ -262,9 +262,8 @@ class TestRatios:
         assert ratio.passes == 2
         assert ratio.value == pytest.approx(np.sqrt(0.8 * 0.81))
         assert interventions.same_board(own, baseline) == "yes"
-        continued = planted(
-            [8.2], boards=("B",)
-        )  # its batch went on on the board of the baseline's second pass
+        # its batch went on on the board of the baseline's second pass
+        continued = planted([8.2], boards=("B",))
         ratio = interventions.paired_ratio(continued, baseline, "latency_s")
         assert (ratio.passes, ratio.value) == (1, pytest.approx(0.82))
         assert interventions.same_board(continued, baseline) == "yes"

@@ -124,7 +124,7 @@ def _by_board(rows: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """A row for each prompt and board, with its mean there: ``rows`` where no prompt was on several."""
     parts = []
     for _, row in rows.iterrows():
-        means = board_means(row, quantity) if f"{quantity}_pass_means" in row else {}
+        means = board_means(row, quantity)
         several = means if len(means) > 1 else {row["board"]: row[quantity]}
         parts += [row.to_dict() | {"board": board, quantity: mean} for board, mean in several.items()]
     return pd.DataFrame(parts)
@@ -135,7 +135,7 @@ def _row(rows: pd.DataFrame, repeats: pd.DataFrame, quantity: str, work: float) 
     scatter = _repeats(rows, repeats, quantity)
     rows = _by_board(rows, quantity)
     values, tokens = rows[quantity], rows["prompt_tokens"]
-    mean, boards, board_means = float(values.mean()), rows["board"], values.groupby(rows["board"]).mean()
+    mean, boards, means = float(values.mean()), rows["board"], values.groupby(rows["board"]).mean()
     found, percent = _within(values, boards), 100 / mean
     slope, half = _slope(tokens, percent * values, boards)
     first = rows.iloc[0]
@@ -157,7 +157,7 @@ def _row(rows: pd.DataFrame, repeats: pd.DataFrame, quantity: str, work: float) 
         "cv_ci95_high": percent * found.std_high,
         "range_percent": percent * found.range,
         "raw_cv_percent": percent * float(values.std(ddof=1)),
-        "board_range_percent": percent * float(np.ptp(board_means)) if len(board_means) > 1 else nan,
+        "board_range_percent": percent * float(np.ptp(means)) if len(means) > 1 else nan,
         "repeat_std_percent": scatter.percent,
         "repeat_n": scatter.n,
         "repeat_of": scatter.of,
