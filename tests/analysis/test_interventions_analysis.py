@@ -252,7 +252,34 @@ class TestRatios:
             passes([[1.0, 1.0]], uuid="GPU-A"),
             passes([[0.5, 0.5]], uuid="GPU-B", interventions=("fast",)),
         )
-        assert single(root, table, "fast")["same_board"] == "no"
+        row = single(root, table, "fast")
+        assert (row["same_board"], row["interval_of"]) == ("no", "")  # nothing tells how boards differ
+        assert np.isnan(row["measured_latency_ratio_ci95"])
+
+    def test_other_boards_widen_the_interval_by_what_boards_differ(self, root: Path, tmp_path: Path) -> None:
+        on_two = [
+            replace_board(passes([[1.0, 1.5], [1.5, 2.0]], uuid="GPU-A", width=width), 2, "GPU-B")
+            for width in (512, 640)
+        ]
+        table = rows(
+            tmp_path,
+            *on_two,
+            passes([[1.0, 1.0]], uuid="GPU-A"),
+            passes([[0.5, 0.5]], uuid="GPU-B", interventions=("fast",)),
+        )
+        between = interventions.between_boards(table, "latency_s")
+        means = np.array([latency_s(1.25), latency_s(1.75)])
+        assert between.relative == pytest.approx(means.std(ddof=1) / means.mean())
+        assert between.degrees == 1  # both rows are of the same two boards
+        row = single(root, table, "fast")
+        assert row["interval_of"] == "boards"
+        least = row["measured_latency_ratio"] * 12.706 * between.relative * sqrt(2)
+        within = row["measured_latency_ratio"] * 12.706 * interventions.scatter(table, "latency_s").relative
+        assert least < row["measured_latency_ratio_ci95"] <= 1.001 * np.hypot(least, within)
+
+    def test_passes_of_one_board_do_not_tell_how_boards_differ(self) -> None:
+        table = pd.DataFrame([planted([1.0, 2.0], boards=("A", "A")), planted([1.0, 2.0])])
+        assert interventions.between_boards(table.assign(status="ok"), "latency_s").degrees == 0
 
     def test_passes_on_other_boards_are_left_out_where_some_ran_on_the_same(self) -> None:
         """A first pass that went on on another board would show the boards, not the change."""
@@ -284,6 +311,20 @@ def planted(means: Sequence[float], column: str = "latency_s", boards: Sequence[
             "records": ";".join(f"h200/x__full_r{index}.json" for index in range(1, len(means) + 1)),
         }
     )
+
+
+def replace_board(records: list[Record], pass_index: int, uuid: str) -> list[Record]:
+    """One of the passes ran on another board."""
+    found = []
+    for record in records:
+        gpu = record.environment.gpu
+        if record.pass_index == pass_index and gpu is not None:
+            moved = gpu.model_copy(update={"uuid": uuid})
+            record = record.model_copy(
+                update={"environment": record.environment.model_copy(update={"gpu": moved})}
+            )
+        found.append(record)
+    return found
 
 
 class TestBaselines:
@@ -325,6 +366,21 @@ class TestBaselines:
         assert row["measured_latency_ratio"] == pytest.approx(latency_s(0.5, 10) / latency_s(1.5, 10))
         other = single(root, table, "unknown")  # no whole baseline of fifty steps: the composed one
         assert (other["protocol"], other["baseline_protocol"]) == ("full", "sampled")
+
+    def test_that_of_its_own_board_comes_before_that_of_its_protocol(
+        self, root: Path, tmp_path: Path
+    ) -> None:
+        whole = {"protocol": "full", "steps": 50}
+        table = rows(
+            tmp_path,
+            passes([[2.0, 2.0]], uuid="GPU-A"),
+            passes([[1.5, 1.5]], uuid="GPU-B", extra=whole),
+            passes([[0.5, 0.5]], uuid="GPU-A", interventions=("fast",), extra=whole),
+            passes([[0.5, 0.5]], uuid="GPU-B", interventions=("unknown",), extra=whole),
+        )
+        row, other = (single(root, table, name) for name in ("fast", "unknown"))
+        assert (row["baseline_protocol"], row["same_board"]) == ("sampled", "yes")
+        assert (other["baseline_protocol"], other["same_board"]) == ("full", "yes")
 
     def test_without_one_the_row_says_so(self, root: Path, tmp_path: Path) -> None:
         row = single(root, rows(tmp_path, passes([[0.5, 0.5]], interventions=("fast",))), "fast")

@@ -4,7 +4,8 @@ Experiments ``interventions``, ``token-merging`` and ``context-parallel`` measur
 the same board, the unmodified one: no interventions, torch's own attention kernel, the same model, size and
 steps.  Each pass of a changed pipeline is divided by the same pass of its baseline, so that what drifts from
 pass to pass cancels.  Passes that ran on another board than their baseline's are left out where any ran on
-the same: boards of a model differ by more than many savings (:func:`comparable_passes`).  A ratio is the
+the same: boards of a model differ by more than many savings (:func:`comparable_passes`).  For the same reason
+a baseline of the row's board comes before one of its protocol.  A ratio is the
 geometric mean over the passes, with / without.  Where an intervention runs on several boards, its energy is
 that of all of them, and the baseline's that of the one which it ran on: what others draw in the meantime is
 not in it.
@@ -14,7 +15,8 @@ logarithms); with fewer, of repetition within the passes.  Two or three generati
 scatter, and a whole schedule is run once: generations are taken to scatter, in percent, as all those do that
 were repeated of the same experiment, model and size (:func:`scatter`; of the whole experiment, where few of
 that size were).  Where that knows no more than the two rows alone, it is their own relative intervals in
-quadrature; two passes of one generation each have the t-interval over two.  ``interval_of`` says which.
+quadrature; two passes of one generation each have the t-interval over two.  A row that shares no board with
+its baseline has a wider interval, as boards differ (:func:`between_boards`).  ``interval_of`` says which.
 
 Predictions are those that were committed before measuring (:mod:`t2v_energy.prediction.registered`); without
 any, they are computed from the calibration of :func:`t2v_energy.prediction.savings.savings_basis`.
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import exp, hypot, isfinite, log, nan, sqrt
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,7 @@ class Entry:
         baseline_steps: the baseline's.
         interventions: entries of the catalogue, in their order.
         scatters: of generations of the same experiment, model and size, by quantity.
+        boards: how boards differ, by quantity.
     """
 
     row: pd.Series
@@ -107,7 +110,8 @@ class Entry:
     configuration: Configuration
     baseline_steps: int
     interventions: tuple[Named, ...]
-    scatters: Mapping[str, Scatter]
+    scatters: Mapping[str, Scatter] = field(default_factory=dict)
+    boards: Mapping[str, Scatter] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -150,14 +154,15 @@ def read_entries(root: Path, rows: pd.DataFrame) -> list[Entry]:
         UserError: a row names an intervention that config/interventions.yaml has not.
     """
     known = rows[rows["experiment"].isin(EXPERIMENTS) & (rows["status"] == "ok")]
+    boards = {quantity: between_boards(rows, quantity) for quantity in QUANTITIES}
     found = []
     for _, of_experiment in known.groupby("experiment", sort=False):
         configurations = {index: _configuration(root, row) for index, row in of_experiment.iterrows()}
         scatters = _scatters(of_experiment)
         for index, row in of_experiment.iterrows():
-            entry = _entry(root, of_experiment, configurations, index, row, scatters[_size(row)])
+            entry = _entry(root, of_experiment, configurations, index, row)
             if entry:
-                found.append(entry)
+                found.append(replace(entry, scatters=scatters[_size(row)], boards=boards))
     return found
 
 
@@ -201,9 +206,8 @@ def _entry(
     configurations: Mapping[Any, Configuration],
     index: Any,
     row: pd.Series,
-    scatters: Mapping[str, Scatter],
 ) -> Entry | None:
-    """None of a baseline."""
+    """Without scatters; None of a baseline."""
     configuration = configurations[index]
     steps = baseline_steps(configuration, configurations.values())
     changed = configuration.interventions or configuration.attention_kernel
@@ -222,7 +226,6 @@ def _entry(
         configuration,
         own if steps is None else steps,
         tuple(entries),
-        scatters,
     )
 
 
@@ -249,7 +252,7 @@ class Ratio:
         value: geometric mean over the passes.
         ci95: half-width of its 95 % interval; NaN where it cannot be told.
         passes: how many passes both have.
-        interval_of: ``passes``, ``repetition``, ``pooled``, or empty.
+        interval_of: ``passes``, ``repetition``, ``pooled``, ``boards``, or empty.
     """
 
     value: float
@@ -260,7 +263,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Relative standard deviation of single generations, and its degrees of freedom (0: not known)."""
+    """Relative standard deviation, and its degrees of freedom (0: not known)."""
 
     relative: float
     degrees: int
@@ -280,14 +283,54 @@ def scatter(rows: pd.DataFrame, quantity: str) -> Scatter:
     return Scatter(sqrt(float(degrees @ relative**2 / degrees.sum())), int(degrees.sum()))
 
 
+def between_boards(rows: pd.DataFrame, quantity: str) -> Scatter:
+    """How boards of a campaign's GPU model differ: √(Σ (bᵢ − 1)(sᵢ / xᵢ)² / Σ (bᵢ − 1)), of bᵢ boards each.
+
+    Pooled over the rows of configurations.csv whose passes ran on several boards, sᵢ of the boards' means.
+    Many rows are of the same few boards: the degrees of freedom are one fewer than the boards.
+    """
+    boards: set[str] = set()
+    squares, weights = 0.0, 0
+    for _, row in rows[rows["status"] == "ok"].iterrows():
+        of_pass, means = _boards(row), _by_pass(row, quantity)
+        if set(of_pass) != set(means):
+            continue
+        by_board = pd.Series(means).groupby(pd.Series(of_pass)).mean()
+        if len(by_board) > 1:
+            boards |= set(by_board.index)
+            squares += (len(by_board) - 1) * float(by_board.std() / by_board.mean()) ** 2
+            weights += len(by_board) - 1
+    return Scatter(sqrt(squares / weights), len(boards) - 1) if weights else Scatter(nan, 0)
+
+
 def paired_ratio(
-    row: pd.Series, baseline: pd.Series, quantity: str, repeated: Scatter | None = None
+    row: pd.Series,
+    baseline: pd.Series,
+    quantity: str,
+    repeated: Scatter | None = None,
+    boards: Scatter | None = None,
 ) -> Ratio:
     """Ratio of two rows of configurations.csv, pass by pass; see the module's description.
 
-    Where no pass has both, it is the ratio of the rows' means, without an interval.  ``repeated``: how
-    generations of the same experiment and size scatter.
+    Where no pass has both, it is the ratio of the rows' means, without an interval.
+
+    Args:
+        repeated: how generations of the same experiment and size scatter.
+        boards: how boards differ. Without it, rows that share none have no interval.
     """
+    ratio = _paired(row, baseline, quantity, repeated)
+    if same_board(row, baseline) != "no":
+        return ratio
+    if not (boards and boards.degrees):
+        return replace(ratio, ci95=nan, interval_of="")
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, boards.degrees))
+    counts = [len(set(_boards(r).values())) for r in (row, baseline)]
+    between = ratio.value * quantile * boards.relative * hypot(*(1 / sqrt(count) for count in counts))
+    return replace(ratio, ci95=hypot(ratio.ci95, between), interval_of="boards")
+
+
+def _paired(row: pd.Series, baseline: pd.Series, quantity: str, repeated: Scatter | None) -> Ratio:
+    """As if all ran on one board."""
     own, other = (_by_pass(r, quantity) for r in (row, baseline))
     shared = comparable_passes(row, baseline, own, other)
     if not shared:
@@ -460,7 +503,7 @@ def _row(entry: Entry, predicted: Predicted) -> dict[str, Any]:
 def _measured(entry: Entry, baseline: pd.Series, saving: Saving | None) -> dict[str, Any]:
     row = entry.row
     ratios = {
-        name: paired_ratio(row, baseline, quantity, entry.scatters[quantity])
+        name: paired_ratio(row, baseline, quantity, entry.scatters[quantity], entry.boards[quantity])
         for quantity, name in QUANTITIES.items()
     }
     found: dict[str, Any] = {
