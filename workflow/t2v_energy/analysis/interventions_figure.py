@@ -22,8 +22,10 @@ ROW_INCH, MARGIN_INCH = 0.138, 0.75
 BEFORE_HEADER, AFTER_HEADER = 0.35, 1.3
 """Rows of space about a group's heading."""
 LABEL_CHARACTERS, LABEL_LINES = 36, 3
-MOST_COLUMNS = 4
+MOST_COLUMNS = 5
 """Panels of figure 8 beside one another."""
+BAND_INCH, BETWEEN_BANDS_INCH = 1.6, 0.9
+"""Height of a line of panels; room for the labels of one band and the titles of the next."""
 STRIDE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 METHOD_MARKERS = {"3d": "o", "attnbin": "s"}
 MODE_MARKERS = {"kv": "^", "q": "D"}
@@ -190,14 +192,17 @@ def figure_merging(merging: pd.DataFrame) -> Figure:
     strides = {stride: STRIDE_COLOURS[i % len(STRIDE_COLOURS)] for i, stride in enumerate(_strides(merging))}
     across = min(len(columns), MOST_COLUMNS)
     bands = -(-len(columns) // across)
-    lines = bands * len(shown)
-    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, 1.75 * lines + 0.4 * bands + 0.95))
-    grid: Any = figure.subplots(lines, across, squeeze=False)
+    height = BAND_INCH * bands * len(shown) + BETWEEN_BANDS_INCH * (bands - 1) + 1.35
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, height))
+    grid = _band_grid(figure, bands, len(shown), across)
+    ratios = sorted(set(merging["ratio"]))
     for index, (title, rows) in enumerate(columns):
         band, column = divmod(index, across)
-        own = [grid[band * len(shown) + line][column] for line in range(len(shown))]
+        own = grid[band * len(shown) : (band + 1) * len(shown), column]
         for axes, name in zip(own, shown, strict=True):
             _merging_panel(axes, rows, name, strides)
+            axes.set_xlim(ratios[0] - 0.08, ratios[-1] + 0.08)
+            axes.xaxis.set_major_locator(FixedLocator(ratios))
             if column == 0:
                 axes.set_ylabel(MERGING_LABELS[name])
         own[0].set_title(title, loc="left", fontsize=7)
@@ -205,16 +210,22 @@ def figure_merging(merging: pd.DataFrame) -> Figure:
     for axes in grid.ravel():
         axes.set_visible(bool(axes.lines))
     _share_limits(grid, shown)
-    height = figure.get_size_inches()[1]
     figure.legend(
         handles=_merging_handles(merging, strides), loc="lower center", ncols=4, columnspacing=1.2,
         bbox_to_anchor=(0.5, 0),
     )  # fmt: skip
-    figure.subplots_adjust(
-        left=0.105, right=0.985, bottom=0.88 / height, top=1 - 0.42 / height, wspace=0.1,
-        hspace=0.14 if bands == 1 else 0.5,
-    )  # fmt: skip
     return figure
+
+
+def _band_grid(figure: Figure, bands: int, lines: int, across: int) -> Any:
+    """Panels by line and column; between two bands is room for titles and for the labels of an axis."""
+    height = figure.get_size_inches()[1]
+    outer = figure.add_gridspec(
+        bands, 1, left=0.105, right=0.985, bottom=0.88 / height, top=1 - 0.42 / height,
+        hspace=BETWEEN_BANDS_INCH / (BAND_INCH * lines),
+    )  # fmt: skip
+    inner = [outer[band].subgridspec(lines, across, wspace=0.1, hspace=0.14) for band in range(bands)]
+    return np.concatenate([own.subplots(squeeze=False) for own in inner])
 
 
 def _share_limits(grid: Any, shown: Sequence[str]) -> None:
@@ -267,8 +278,6 @@ def _merging_panel(axes: Axes, rows: pd.DataFrame, name: str, strides: dict[str,
             markersize=3.5,
             elinewidth=0.7,
         )
-    axes.set_xlim(rows["ratio"].min() - 0.12, rows["ratio"].max() + 0.12)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(set(rows["ratio"]))))
 
 
 def _aside(method: str, mode: str) -> float:
