@@ -315,7 +315,8 @@ def test_what_the_readme_says_of_savings_is_measured() -> None:
     if not path.is_file():
         pytest.skip("results/tables/h200/ is not built: run make first")
     measured = pd.read_csv(path)
-    rows = measured[measured["experiment"] == "interventions"].set_index(["intervention", "model"])
+    own = measured[measured["experiment"] == "interventions"]
+    rows = own.set_index(["intervention", "model", "height"])
     text = README.read_text(encoding="utf-8")
     head, body = re.findall(r"^\| \|(.*)\| output \|\n\| .*\n((?:\|.*\n)+)", text, re.MULTILINE)[0]
     models = {
@@ -323,23 +324,36 @@ def test_what_the_readme_says_of_savings_is_measured() -> None:
         "Wan2.1-14B": "wan2.1-t2v-14b",
         "CogVideoX-2B": "cogvideox-2b",
     }
-    columns = [models[cell.split(",")[0].strip()] for cell in head.split("|")]
+    places = [cell.split(",") for cell in head.split("|")]
+    columns = [(models[model.strip()], int(size.split("×")[0])) for model, size in places]
     printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
     for name, *cells, output in printed:
-        entry = name.replace("`", "").replace(" ", "")
-        for model, cell in zip(columns, cells, strict=True):
-            assert ((entry, model) in rows.index) == (cell != "–"), (entry, model)
+        entry = re.sub(r"[` ]|\(.*\)", "", name)
+        for place, cell in zip(columns, cells, strict=True):
+            assert ((entry, *place) in rows.index) == (cell != "–"), (entry, place)
             if cell != "–":
-                assert float(cell) == pytest.approx(
-                    rows.loc[(entry, model), "measured_energy_ratio"], abs=0.005001
-                )
-                assert (rows.loc[(entry, model), "lossless"] == "yes") == (output == "unchanged")
+                row = rows.loc[(entry, *place)]
+                assert float(cell) == pytest.approx(row["measured_energy_ratio"], abs=0.005001)
+                assert (row["lossless"] == "yes") == (output == "unchanged")
     assert rows["break_even_videos"].xs("compile").max() < 0.5
-    assert rows.loc[("vae-tiling", "wan2.1-t2v-1.3b"), "memory_ratio"] == pytest.approx(0.69, abs=0.006)
-    assert rows.loc[("layerwise-casting", "wan2.1-t2v-1.3b"), "memory_ratio"] < 1
-    merged = measured[measured["experiment"] == "token-merging"]["measured_energy_ratio"]
-    assert (len(merged), *merged.round(2).agg(["min", "max"])) == (7, 0.58, 0.86)
-    assert not measured["configuration_id"].str.contains("magcache|taylorseer|pab").any(), "predicted alone"
+    wan = rows.xs(("wan2.1-t2v-1.3b", 480), level=["model", "height"])
+    assert wan.loc["vae-tiling", "memory_ratio"] == pytest.approx(0.69, abs=0.006)
+    assert wan.loc["layerwise-casting", "memory_ratio"] < 1
+    energy = wan["measured_energy_ratio"]
+    caches = energy[energy.index.str.match("magcache|taylorseer|pab")]
+    assert caches.idxmin() == "magcache-0.24-k6", "the boldest"
+    mildest = caches[caches.index.str.startswith("magcache")].idxmax()
+    assert mildest == "magcache-0.06-k2"
+    assert abs(energy[mildest] - energy["fewer-steps"]) < 0.05, "fewer steps save as much"
+    assert energy.idxmin() == "token-alignment+fp8+vae-bfloat16+compile+magcache-0.24-k6"
+    large = rows.xs(("wan2.1-t2v-1.3b", 720), level=["model", "height"])["measured_energy_ratio"]
+    least = large[energy.idxmin()]
+    factors = [1 / least, large["attention-flash"] / least]
+    assert [round(factor, 1) for factor in factors] == [3.2, 4.7]
+    saved = 1 - measured[measured["experiment"] == "token-merging"]["measured_energy_ratio"]
+    assert (len(saved), *saved.round(2).agg(["min", "max"])) == (24, 0.12, 0.43)
+    counted = (len(measured), measured["model"].nunique())
+    assert counted == (65, 3)
 
 
 def test_what_the_documents_say_of_predicted_savings_is_so() -> None:
@@ -349,7 +363,9 @@ def test_what_the_documents_say_of_predicted_savings_is_so() -> None:
         pytest.skip("results/tables/h200/ is not built: run make first")
     rows = pd.read_csv(tables / "h200" / "interventions.csv")
     error = rows["energy_error_percent"].abs()
-    assert (len(rows), round(error.median(), 1), round(error.max(), 1)) == (30, 2.2, 13.0)
+    assert (len(rows), round(error.median(), 1), round(error.max(), 1)) == (65, 1.6, 13.0)
+    whole = error[rows["protocol"] == "full"]
+    assert (len(whole), whole.max() < 2.4) == (13, True)
     assert set(rows["predicted"]) == {"registered"}
     wan = error[rows["model"].str.startswith("wan")].sort_values()
     assert wan.max() < 6.3
@@ -361,17 +377,23 @@ def test_what_the_documents_say_of_predicted_savings_is_so() -> None:
     budget = pd.read_csv(tables / "h200" / "interventions_budget.csv")
     one = budget[budget["configuration_id"] == "cogvideox-2b_480x720_49f_50s__compile"]
     assert one.set_index("class")["without_s"][["traffic", "dense"]].round(1).tolist() == [5.9, 8.2]
-    operators = pd.read_csv(tables / "h100" / "operators.csv")
+    operators = pd.read_csv(tables / "h200" / "operators.csv")
     denoiser = operators[(operators["model"] == "cogvideox-2b") & (operators["stage"] == "denoiser")]
     gpu_s = denoiser.set_index("operator_class")["gpu_s"]
     parts = gpu_s[["normalisation", "elementwise", "data_movement"]].sum(), gpu_s["gemm"]
-    assert [round(part, 1) for part in parts] == [8.1, 6.0]
+    assert [round(part, 1) for part in parts] == [7.8, 6.0]
+    merging = rows[rows["experiment"] == "token-merging"].set_index("configuration_id")
+    own = merging["model"] == "cogvideox-2b"
+    other = merging["same_board"] == "no"
+    assert (own.sum(), other.sum(), (own & other).sum()) == (15, 8, 8)
+    assert set(merging.loc[other, "interval_of"]) == {"boards"}
     configurations = pd.read_csv(ROOT / "results" / "aggregated" / "h200" / "configurations.csv")
     stacks = configurations[configurations["intervention"].isin(TUNED)]
-    tuned = stacks[stacks["experiment"] == "interventions"]
+    tuned = stacks[(stacks["experiment"] == "interventions") & (stacks["height"] == 480)]
     longer = [
         second / first - 1
         for first, second in (map(float, cell.split(";")) for cell in tuned["latency_s_pass_means"])
     ]
     assert sorted(round(100 * part, 1) for part in longer) == [0.9, 1.4]
-    assert sorted(rows[rows["intervention"].isin(TUNED)]["compile_s"].round()) == [6, 12]
+    second = rows[rows["intervention"].isin(TUNED) & (rows["height"] == 480)]
+    assert sorted(second["compile_s"].round()) == [6, 12]

@@ -529,10 +529,13 @@ class TestMerging:
         methods = interventions.methods_table(merging)
         assert len(methods) == 12
         assert methods["attnbin_over_3d"].to_numpy() == pytest.approx(1.05)
+        half = 1.05 * 0.01 * np.hypot(1 / methods["latency_ratio_3d"], 1 / methods["latency_ratio_attnbin"])
+        assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(half.to_numpy())
 
     def test_the_projects_findings_as_numbers(self, grid: pd.DataFrame) -> None:
         found = numbers(grid)
         assert found["merging.methods.pairs"].value == 12
+        assert found["merging.methods.attnbin_slower_beyond"].value == 12
         assert found["merging.methods.attnbin_slower"].value == 12
         assert found["merging.methods.attnbin_excess_median"].value == pytest.approx(5)
         assert found["merging.cogvideox-2b.rows"].value == found["merging.cogvideox-2b.rise"].value == 24

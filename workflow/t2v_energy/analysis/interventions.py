@@ -627,7 +627,7 @@ MERGING_COLUMNS = (
 """Columns of merging.csv."""
 METHODS_COLUMNS = (
     "experiment", "model", "height", "width", "num_frames", *MERGING_SETTINGS[1:], "latency_ratio_3d",
-    "latency_ratio_attnbin", "attnbin_over_3d",
+    "latency_ratio_attnbin", "attnbin_over_3d", "attnbin_over_3d_ci95",
 )  # fmt: skip
 """Columns of merging_methods.csv."""
 
@@ -666,12 +666,19 @@ def _blocks(every: int, last: int | None) -> str:
 
 
 def methods_table(merging: pd.DataFrame) -> pd.DataFrame:
-    """``merging_methods.csv``: settings measured with both methods, and attnbin's latency over 3d's."""
-    alike = list(METHODS_COLUMNS[:-3])
+    """``merging_methods.csv``: settings measured with both methods, and attnbin's latency over 3d's.
+
+    The interval is both ratios' in quadrature, at most too wide: what they share, as a baseline, cancels.
+    """
+    alike = list(METHODS_COLUMNS[:-4])
     three, binned = (merging[merging["method"] == m].set_index(alike) for m in ("3d", "attnbin"))
-    found = [
-        (*key, three.loc[key, "measured_latency_ratio"], binned.loc[key, "measured_latency_ratio"])
-        for key in three.index.intersection(binned.index)
-    ]
-    rows = [(*row, row[-1] / row[-2]) for row in found]
-    return pd.DataFrame(rows, columns=list(METHODS_COLUMNS))
+    found = []
+    for key in three.index.intersection(binned.index):
+        values, halves = (
+            [float(of.loc[key, column]) for of in (three, binned)]
+            for column in ("measured_latency_ratio", "measured_latency_ratio_ci95")
+        )
+        ratio = values[1] / values[0]
+        half = ratio * hypot(*(h / value for h, value in zip(halves, values, strict=True)))
+        found.append((*key, *values, ratio, half))
+    return pd.DataFrame(found, columns=list(METHODS_COLUMNS))

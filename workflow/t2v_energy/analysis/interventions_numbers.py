@@ -52,6 +52,7 @@ def _counts(rows: pd.DataFrame, file: str) -> Numbers:
         "kinds": len({kind for _, row in rows.iterrows() for kind in _kinds(row)}),
         "models": rows["model"].nunique(),
         "registered": int((rows["predicted"] == "registered").sum()),
+        "other_board": int((rows["same_board"] == "no").sum()),
     }
     return {f"interventions.{name}": Number(value, "", "constant", every) for name, value in values.items()}
 
@@ -299,10 +300,14 @@ def _methods(methods: pd.DataFrame, file: str) -> Numbers:
         return {}
     ratio = methods["attnbin_over_3d"]
     every = Source(file, "all rows", "attnbin_over_3d")
+    beyond = Source(file, "all rows", "attnbin_over_3d − 1 above attnbin_over_3d_ci95")
     percent = 100 * (float(ratio.median()) - 1)
     return {
         "merging.methods.pairs": Number(len(methods), "", "constant", every),
         "merging.methods.attnbin_slower": Number(int((ratio > 1).sum()), "", "measured", every),
+        "merging.methods.attnbin_slower_beyond": Number(
+            int((ratio - 1 > methods["attnbin_over_3d_ci95"]).sum()), "", "measured", beyond
+        ),
         "merging.methods.attnbin_excess_median": Number(
             percent, "%", "measured", Source(file, "all rows", "100 (median of attnbin_over_3d − 1)"),
             digits=decimals(percent, 2),
