@@ -483,6 +483,9 @@ def test_what_the_prose_says_of_interventions_is_so(built: dict[str, dict[str, A
     assert apart[0] > high["attention-flash"] - 1, "attention weighs more"
     assert apart[1] < 1 - high["compile"]
     assert set(large["same_board"]) == {"yes"}
+    whole = every[every["protocol"] == "full"]
+    cut = whole[whole["baseline_protocol"] == "sampled"]
+    assert list(zip(cut["intervention"], cut["height"], strict=True)) == [("magcache-0.24-k6", 720)]
 
 
 def test_what_the_prose_says_of_one_efficiency_is_so(built: dict[str, dict[str, Any]]) -> None:
