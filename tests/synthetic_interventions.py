@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,35 @@ def merging_row(**changes: Any) -> dict[str, Any]:
 
 def grid() -> pd.DataFrame:
     """Two methods, two ratios, three strides, two choices of blocks; attnbin takes 5 % longer."""
-    return pd.DataFrame(
-        merging_row(
-            method=method, ratio=ratio, stride=stride, **blocks,
-            latency_ratio=(1 - 0.4 * ratio) * (1.05 if method == "attnbin" else 1.0),
-        )
+    settings = [
+        {"method": method, "ratio": ratio, "stride": stride, **blocks}
         for method in ("3d", "attnbin")
         for ratio in (0.3, 0.5)
         for stride in ([1, 3, 3], [2, 3, 3], [4, 6, 9])
         for blocks in ({"every": 2}, {"last_block": 27})
+    ]
+    return pd.DataFrame(
+        merging_row(
+            latency_ratio=(1 - 0.4 * own["ratio"]) * (1.05 if own["method"] == "attnbin" else 1.0),
+            configuration_id=f"c{index}", **own,
+        )
+        for index, own in enumerate(settings)
+    )  # fmt: skip
+
+
+def measured(merging: pd.DataFrame, boards: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Rows of configurations.csv that ``merging`` may be of: one pass of two generations each, 0.2 % apart.
+
+    ``boards``: of configurations, by id; else all ran on one.
+    """
+    latency_s = 10 * merging["measured_latency_ratio"]
+    uuids = [(boards or {}).get(name, "GPU-0") for name in merging["configuration_id"]]
+    kept = merging[["experiment", "configuration_id", "model", "height", "width", "num_frames"]]
+    return kept.assign(
+        status="ok", passes=1, latency_s=latency_s, latency_s_pass_means=latency_s, latency_s_n=2,
+        latency_s_std=0.002 * latency_s, latency_s_ci95=0.02 * latency_s, gpu_energy_Wh=np.nan,
+        gpu_energy_Wh_n=0, gpu_energy_Wh_std=np.nan, gpu_uuids=uuids,
+        records=[f"h200/{name}__sampled_r1.json" for name in merging["configuration_id"]],
     )  # fmt: skip
 
 

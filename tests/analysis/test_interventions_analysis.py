@@ -277,6 +277,30 @@ class TestRatios:
         within = row["measured_latency_ratio"] * 12.706 * interventions.scatter(table, "latency_s").relative
         assert least < row["measured_latency_ratio_ci95"] <= 1.001 * np.hypot(least, within)
 
+    def test_boards_of_passes_that_are_not_compared_narrow_nothing(self) -> None:
+        boards = interventions.Scatter(0.01, 9)
+        own, alone = planted([8.0], boards=("B",)), planted([10.0], boards=("A",))
+        several = planted([10.0, 11.0, 12.0], boards=("A", "C", "D"))
+        pooled = interventions.Scatter(0.002, 12)
+        found = [interventions.paired_ratio(own, of, "latency_s", pooled, boards) for of in (alone, several)]
+        assert found[0] == found[1]
+        assert found[0].interval_of == "boards"
+
+    def test_without_a_common_pass_there_is_no_interval(self) -> None:
+        own = planted([8.0], boards=("B",))
+        later = planted([10.0], boards=("A",))
+        later["records"] = "h200/x__full_r2.json"
+        ratio = interventions.paired_ratio(own, later, "latency_s", None, interventions.Scatter(0.01, 9))
+        assert (ratio.value, ratio.passes, ratio.interval_of) == (0.8, 0, "")
+        assert np.isnan(ratio.ci95)
+
+    def test_boards_that_nothing_links_tell_less(self) -> None:
+        pairs = [("A", "B"), ("B", "C"), ("D", "E")]
+        table = pd.DataFrame([planted([1.0, 1.02], boards=pair) for pair in pairs]).assign(status="ok")
+        found = interventions.between_boards(table, "latency_s")
+        assert found.degrees == 3  # of five boards in two groups
+        assert found.relative == pytest.approx(0.02 / sqrt(2) / 1.01)
+
     def test_passes_of_one_board_do_not_tell_how_boards_differ(self) -> None:
         table = pd.DataFrame([planted([1.0, 2.0], boards=("A", "A")), planted([1.0, 2.0])])
         assert interventions.between_boards(table.assign(status="ok"), "latency_s").degrees == 0
@@ -526,11 +550,30 @@ class TestMerging:
     def test_methods_are_compared_at_the_same_settings(self, grid: pd.DataFrame) -> None:
         lone = synthetic.merging_row(method="attnbin", ratio=0.7)
         merging = interventions.merging_table(pd.DataFrame([*grid.to_dict("records"), lone]))
-        methods = interventions.methods_table(merging)
+        methods = interventions.methods_table(merging, synthetic.measured(merging))
         assert len(methods) == 12
         assert methods["attnbin_over_3d"].to_numpy() == pytest.approx(1.05)
-        half = 1.05 * 0.01 * np.hypot(1 / methods["latency_ratio_3d"], 1 / methods["latency_ratio_attnbin"])
-        assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(half.to_numpy())
+        assert set(methods["same_board"]) == {"yes"}
+        half = 1.05 * float(student_t.ppf(0.975, 25)) * 0.002  # √(1/2 + 1/2) of 25 rows' pooled scatter
+        assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(half)
+
+    def test_methods_on_two_boards_differ_by_what_boards_do(self, grid: pd.DataFrame) -> None:
+        merging = interventions.merging_table(grid)
+        boards = dict.fromkeys(merging.loc[merging["method"] == "attnbin", "configuration_id"], "GPU-1")
+        rows = synthetic.measured(merging, boards)
+        unknown = interventions.methods_table(merging, rows)
+        assert set(unknown["same_board"]) == {"no"}
+        assert unknown["attnbin_over_3d_ci95"].isna().all()
+        both = rows.iloc[[0]].assign(
+            experiment="prompts", passes=2, latency_s_pass_means="9.9;10.1", gpu_uuids="GPU-0;GPU-1",
+            records="h200/x__sampled_r1.json;h200/x__sampled_r2.json",
+        )  # fmt: skip
+        methods = interventions.methods_table(merging, pd.concat([rows, both]))
+        between = 12.706 * (0.02 / sqrt(2)) * sqrt(2)  # one such pair of boards, 2 % apart
+        within = float(student_t.ppf(0.975, 24)) * 0.002
+        assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(
+            1.05 * np.hypot(between, within), rel=1e-4
+        )
 
     def test_the_projects_findings_as_numbers(self, grid: pd.DataFrame) -> None:
         found = numbers(grid)
@@ -603,7 +646,7 @@ def test_the_notebook_builds_its_figures_tables_and_numbers(root: Path, tmp_path
 
 def numbers(table: pd.DataFrame) -> dict[str, Number]:
     merging = interventions.merging_table(table)
-    methods = interventions.methods_table(merging)
+    methods = interventions.methods_table(merging, synthetic.measured(merging))
     return interventions_numbers.interventions_numbers(table, merging, methods, "t")
 
 

@@ -208,7 +208,7 @@ def build_interventions(base: Path) -> None:
         "interventions": table,
         "interventions_budget": pd.DataFrame(budget, columns=list(interventions.BUDGET_COLUMNS)),
         "merging": merging,
-        "merging_methods": interventions.methods_table(merging),
+        "merging_methods": interventions.methods_table(merging, synthetic_interventions.measured(merging)),
     }
     write_csvs(tables, base / TABLES)
     found = interventions_numbers.interventions_numbers(table, merging, tables["merging_methods"], TABLES)

@@ -286,10 +286,11 @@ def scatter(rows: pd.DataFrame, quantity: str) -> Scatter:
 def between_boards(rows: pd.DataFrame, quantity: str) -> Scatter:
     """How boards of a campaign's GPU model differ: √(Σ (bᵢ − 1)(sᵢ / xᵢ)² / Σ (bᵢ − 1)), of bᵢ boards each.
 
-    Pooled over the rows of configurations.csv whose passes ran on several boards, sᵢ of the boards' means.
-    Many rows are of the same few boards: the degrees of freedom are one fewer than the boards.
+    Pooled over the rows of configurations.csv whose passes ran on several boards, sᵢ of the boards' means;
+    what differs from pass to pass is in it. Many rows are of the same few boards: the degrees of freedom are
+    those of the boards, one fewer than there are in each group that rows link.
     """
-    boards: set[str] = set()
+    groups: list[set[str]] = []
     squares, weights = 0.0, 0
     for _, row in rows[rows["status"] == "ok"].iterrows():
         of_pass, means = _boards(row), _by_pass(row, quantity)
@@ -297,10 +298,13 @@ def between_boards(rows: pd.DataFrame, quantity: str) -> Scatter:
             continue
         by_board = pd.Series(means).groupby(pd.Series(of_pass)).mean()
         if len(by_board) > 1:
-            boards |= set(by_board.index)
+            own = set(by_board.index)
+            linked = [group for group in groups if group & own]
+            groups = [group for group in groups if not group & own] + [own.union(*linked)]
             squares += (len(by_board) - 1) * float(by_board.std() / by_board.mean()) ** 2
             weights += len(by_board) - 1
-    return Scatter(sqrt(squares / weights), len(boards) - 1) if weights else Scatter(nan, 0)
+    degrees = sum(len(group) - 1 for group in groups)
+    return Scatter(sqrt(squares / weights), degrees) if weights else Scatter(nan, 0)
 
 
 def paired_ratio(
@@ -318,32 +322,39 @@ def paired_ratio(
         repeated: how generations of the same experiment and size scatter.
         boards: how boards differ. Without it, rows that share none have no interval.
     """
-    ratio = _paired(row, baseline, quantity, repeated)
-    if same_board(row, baseline) != "no":
-        return ratio
-    if not (boards and boards.degrees):
-        return replace(ratio, ci95=nan, interval_of="")
-    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, boards.degrees))
-    counts = [len(set(_boards(r).values())) for r in (row, baseline)]
-    between = ratio.value * quantile * boards.relative * hypot(*(1 / sqrt(count) for count in counts))
-    return replace(ratio, ci95=hypot(ratio.ci95, between), interval_of="boards")
-
-
-def _paired(row: pd.Series, baseline: pd.Series, quantity: str, repeated: Scatter | None) -> Ratio:
-    """As if all ran on one board."""
     own, other = (_by_pass(r, quantity) for r in (row, baseline))
     shared = comparable_passes(row, baseline, own, other)
     if not shared:
         return Ratio(float(row[quantity]) / float(baseline[quantity]), nan, 0, "")
     logs = np.array([log(own[index] / other[partner]) for index, partner in shared])
     ratio = exp(float(logs.mean()))
-    if len(shared) < MIN_PASSES_AS_UNITS:
-        relative, interval_of = _of_repetition(row, baseline, quantity, len(shared), repeated)
-        if interval_of or len(shared) < 2:
-            return Ratio(ratio, ratio * relative, len(shared), interval_of)
-    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(shared) - 1))
-    half = quantile * float(logs.std(ddof=1)) / sqrt(len(shared))
-    return Ratio(ratio, ratio * half, len(shared), "passes")
+    relative, interval_of = _within(row, baseline, quantity, logs, repeated)
+    if same_board(row, baseline) == "no":
+        relative, interval_of = hypot(relative, _between(row, baseline, shared, boards)), "boards"
+    return Ratio(ratio, ratio * relative, len(shared), interval_of if isfinite(relative) else "")
+
+
+def _within(
+    row: pd.Series, baseline: pd.Series, quantity: str, logs: Any, repeated: Scatter | None
+) -> tuple[float, str]:
+    """Relative half-width of what differs from pass to pass and within passes, and what it is of."""
+    if len(logs) < MIN_PASSES_AS_UNITS:
+        relative, interval_of = _of_repetition(row, baseline, quantity, len(logs), repeated)
+        if interval_of or len(logs) < 2:
+            return relative, interval_of
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1))
+    return quantile * float(logs.std(ddof=1)) / sqrt(len(logs)), "passes"
+
+
+def _between(
+    row: pd.Series, baseline: pd.Series, shared: Sequence[tuple[int, int]], boards: Scatter | None
+) -> float:
+    """Relative half-width by which the boards of the ``shared`` passes may differ; NaN: not known."""
+    if not (boards and boards.degrees):
+        return nan
+    ran_on = [{_boards(r)[pair[side]] for pair in shared} for side, r in enumerate((row, baseline))]
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, boards.degrees))
+    return quantile * boards.relative * hypot(*(1 / sqrt(len(of)) for of in ran_on))
 
 
 def _of_repetition(
@@ -619,15 +630,15 @@ MERGING = "token-merging"
 """Kind of the intervention."""
 MERGING_SETTINGS = ("method", "mode", "ratio", "stride", "blocks", "match_every", "metric")
 MERGING_COLUMNS = (
-    "experiment", "model", "height", "width", "num_frames", "intervention", *MERGING_SETTINGS,
-    "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
+    "experiment", "configuration_id", "model", "height", "width", "num_frames", "intervention",
+    *MERGING_SETTINGS, "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
     "measured_latency_ratio_ci95", "throughput_ratio", "videos_per_hour", "predicted_energy_ratio",
     "predicted_latency_ratio", "denoiser_flop_ratio", "relative_l2", "psnr_db",
 )  # fmt: skip
 """Columns of merging.csv."""
 METHODS_COLUMNS = (
     "experiment", "model", "height", "width", "num_frames", *MERGING_SETTINGS[1:], "latency_ratio_3d",
-    "latency_ratio_attnbin", "attnbin_over_3d", "attnbin_over_3d_ci95",
+    "latency_ratio_attnbin", "attnbin_over_3d", "attnbin_over_3d_ci95", "same_board",
 )  # fmt: skip
 """Columns of merging_methods.csv."""
 
@@ -665,20 +676,25 @@ def _blocks(every: int, last: int | None) -> str:
     return which if last is None else f"0–{last}" if every == 1 else f"{which} of 0–{last}"
 
 
-def methods_table(merging: pd.DataFrame) -> pd.DataFrame:
+def methods_table(merging: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """``merging_methods.csv``: settings measured with both methods, and attnbin's latency over 3d's.
 
-    The interval is both ratios' in quadrature, at most too wide: what they share, as a baseline, cancels.
+    The two are held against one another directly (:func:`paired_ratio`): nothing of their baseline, such as
+    the board that it ran on, is in the ratio or its interval.
+
+    Args:
+        rows: configurations.csv, which ``merging`` is of.
     """
-    alike = list(METHODS_COLUMNS[:-4])
+    measured = rows[rows["status"] == "ok"]
+    boards = between_boards(measured, "latency_s")
+    alike = [name for name in METHODS_COLUMNS if name in (*SIZE, "experiment", *MERGING_SETTINGS[1:])]
     three, binned = (merging[merging["method"] == m].set_index(alike) for m in ("3d", "attnbin"))
     found = []
     for key in three.index.intersection(binned.index):
-        values, halves = (
-            [float(of.loc[key, column]) for of in (three, binned)]
-            for column in ("measured_latency_ratio", "measured_latency_ratio_ci95")
-        )
-        ratio = values[1] / values[0]
-        half = ratio * hypot(*(h / value for h, value in zip(halves, values, strict=True)))
-        found.append((*key, *values, ratio, half))
+        of_experiment = measured[measured["experiment"] == key[0]].set_index("configuration_id")
+        own, other = (of_experiment.loc[of.loc[key, "configuration_id"]] for of in (binned, three))
+        scatter_of_size = _scatters(of_experiment)[_size(own)]["latency_s"]
+        ratio = paired_ratio(own, other, "latency_s", scatter_of_size, boards)
+        against_baseline = [of.loc[key, "measured_latency_ratio"] for of in (three, binned)]
+        found.append((*key, *against_baseline, ratio.value, ratio.ci95, same_board(own, other)))
     return pd.DataFrame(found, columns=list(METHODS_COLUMNS))

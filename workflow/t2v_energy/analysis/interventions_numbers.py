@@ -301,12 +301,17 @@ def _methods(methods: pd.DataFrame, file: str) -> Numbers:
     ratio = methods["attnbin_over_3d"]
     every = Source(file, "all rows", "attnbin_over_3d")
     beyond = Source(file, "all rows", "attnbin_over_3d − 1 above attnbin_over_3d_ci95")
+    most = 100 * (float(ratio.max()) - 1)
     percent = 100 * (float(ratio.median()) - 1)
     return {
         "merging.methods.pairs": Number(len(methods), "", "constant", every),
         "merging.methods.attnbin_slower": Number(int((ratio > 1).sum()), "", "measured", every),
         "merging.methods.attnbin_slower_beyond": Number(
             int((ratio - 1 > methods["attnbin_over_3d_ci95"]).sum()), "", "measured", beyond
+        ),
+        "merging.methods.attnbin_excess_most": Number(
+            most, "%", "measured", Source(file, "all rows", "100 (largest attnbin_over_3d − 1)"),
+            digits=decimals(most, 2),
         ),
         "merging.methods.attnbin_excess_median": Number(
             percent, "%", "measured", Source(file, "all rows", "100 (median of attnbin_over_3d − 1)"),
