@@ -29,6 +29,8 @@ BAND_INCH, BETWEEN_BANDS_INCH = 1.6, 0.9
 STRIDE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 METHOD_MARKERS = {"3d": "o", "attnbin": "s"}
 MODE_MARKERS = {"kv": "^", "q": "D"}
+MATCHINGS = {(2, "hidden"): "matched once for k steps", (1, "head-mean"): "matched by head means"}
+"""Every how many steps and by what, where it is not each step by the hidden state."""
 THROUGHPUT = "throughput"
 MERGING_LABELS = {"energy": "GPU energy,\nwith / without", THROUGHPUT: "Videos an hour,\nwith / without"}
 
@@ -180,7 +182,7 @@ def figure_merging(merging: pd.DataFrame) -> Figure:
     """GPU energy and throughput with token merging over the merged share of the sources.
 
     One column of panels for each model and size, and each choice of blocks. Colours are strides, markers
-    methods (or the mode, where it is not ``hidden``); hollow ones match once for several steps. Lines join
+    methods (or the mode, where it is not ``hidden``), their filling how tokens are matched. Lines join
     settings that differ in the ratio alone. Bars are 95 % intervals.
     """
     style.apply()
@@ -211,7 +213,7 @@ def figure_merging(merging: pd.DataFrame) -> Figure:
         axes.set_visible(bool(axes.lines))
     _share_limits(grid, shown)
     figure.legend(
-        handles=_merging_handles(merging, strides), loc="lower center", ncols=4, columnspacing=1.2,
+        handles=_merging_handles(merging, strides), loc="lower center", ncols=5, columnspacing=1.0,
         bbox_to_anchor=(0.5, 0),
     )  # fmt: skip
     return figure
@@ -272,7 +274,7 @@ def _merging_panel(axes: Axes, rows: pd.DataFrame, name: str, strides: dict[str,
             yerr=_half_widths(ordered, name),
             marker=_marker(str(method), str(mode)),
             color=strides[str(stride)],
-            markerfacecolor="white" if int(str(every)) > 1 or metric != "hidden" else strides[str(stride)],
+            **_filling(strides[str(stride)], int(str(every)), str(metric)),
             linestyle="--" if method == "attnbin" else "-",
             linewidth=0.8,
             markersize=3.5,
@@ -287,6 +289,15 @@ def _aside(method: str, mode: str) -> float:
 
 def _marker(method: str, mode: str) -> str:
     return MODE_MARKERS.get(mode, METHOD_MARKERS[method])
+
+
+def _filling(colour: str, match_every: int, metric: str) -> dict[str, Any]:
+    """Of a marker: none where a matching serves several steps, the left half where head means are matched."""
+    return {
+        "markerfacecolor": "white" if match_every > 1 else colour,
+        "markerfacecoloralt": "white",
+        "fillstyle": "full" if metric == "hidden" else "left",
+    }
 
 
 def _half_widths(rows: pd.DataFrame, name: str) -> Sequence[float]:
@@ -306,7 +317,8 @@ def _merging_handles(merging: pd.DataFrame, strides: dict[str, str]) -> list[Lin
         handles.append(Line2D([], [], marker=METHOD_MARKERS[method], linestyle=dashes, label=method, **grey))
     for mode in sorted(set(merging["mode"]) - {"hidden"}):
         handles.append(Line2D([], [], marker=MODE_MARKERS[mode], linestyle="", label=f"mode {mode}", **grey))
-    if (merging["match_every"] > 1).any() or (merging["metric"] != "hidden").any():
-        label = "matched every k steps or by head means"
-        handles.append(Line2D([], [], marker="o", markerfacecolor="white", linestyle="", label=label, **grey))
+    for (every, metric), label in MATCHINGS.items():
+        if ((merging["match_every"] > 1) == (every > 1))[merging["metric"] == metric].any():
+            filling = _filling(style.PRINTED_COLOUR, every, metric)
+            handles.append(Line2D([], [], marker="o", linestyle="", label=label, **grey, **filling))
     return handles
