@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -362,6 +363,7 @@ def test_what_the_documents_say_of_predicted_savings_is_so() -> None:
     if not (tables / "h200" / "interventions.csv").is_file():
         pytest.skip("results/tables/h200/ is not built: run make first")
     rows = pd.read_csv(tables / "h200" / "interventions.csv")
+    configurations = pd.read_csv(ROOT / "results" / "aggregated" / "h200" / "configurations.csv")
     error = rows["energy_error_percent"].abs()
     assert (len(rows), round(error.median(), 1), round(error.max(), 1)) == (65, 1.6, 13.0)
     whole = error[rows["protocol"] == "full"]
@@ -387,7 +389,17 @@ def test_what_the_documents_say_of_predicted_savings_is_so() -> None:
     other = merging["same_board"] == "no"
     assert (own.sum(), other.sum(), (own & other).sum()) == (15, 8, 8)
     assert set(merging.loc[other, "interval_of"]) == {"boards"}
-    configurations = pd.read_csv(ROOT / "results" / "aggregated" / "h200" / "configurations.csv")
+    kinds = {own["kind"] for cell in rows["settings"].dropna() for own in json.loads(cell).values()}
+    assert len(kinds) == 14
+    plain = configurations[
+        configurations["experiment"].isin(["interventions", "token-merging"])
+        & (configurations["configuration_id"] == "wan2.1-t2v-1.3b_480x832_81f_50s")
+        & (configurations["protocol"] == "sampled")
+    ]["latency_s"]
+    again = configurations[configurations["configuration_id"] == "mochi-1-preview_480x848_79f_64s_pp020"]
+    again = again["latency_s_pass_means"].iloc[0].split(";")
+    apart = [max(both) / min(both) - 1 for both in (list(plain), [float(value) for value in again])]
+    assert [round(100 * part, 1) for part in apart] == [0.4, 0.4]
     stacks = configurations[configurations["intervention"].isin(TUNED)]
     tuned = stacks[(stacks["experiment"] == "interventions") & (stacks["height"] == 480)]
     longer = [

@@ -36,6 +36,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from t2v_energy.analysis.kernels import DEFAULT, asked_kernel
+from t2v_energy.analysis.sweep import board_means
 from t2v_energy.analysis.validation import half_width
 from t2v_energy.config import Configuration, load_campaign, load_model
 from t2v_energy.errors import UserError
@@ -293,16 +294,13 @@ def between_boards(rows: pd.DataFrame, quantity: str) -> Scatter:
     groups: list[set[str]] = []
     squares, weights = 0.0, 0
     for _, row in rows[rows["status"] == "ok"].iterrows():
-        of_pass, means = _boards(row), _by_pass(row, quantity)
-        if set(of_pass) != set(means):
-            continue
-        by_board = pd.Series(means).groupby(pd.Series(of_pass)).mean()
-        if len(by_board) > 1:
-            own = set(by_board.index)
+        means = pd.Series(board_means(row, quantity), dtype=float)
+        if len(means) > 1:
+            own = set(means.index)
             linked = [group for group in groups if group & own]
             groups = [group for group in groups if not group & own] + [own.union(*linked)]
-            squares += (len(by_board) - 1) * float(by_board.std() / by_board.mean()) ** 2
-            weights += len(by_board) - 1
+            squares += (len(means) - 1) * float(means.std() / means.mean()) ** 2
+            weights += len(means) - 1
     degrees = sum(len(group) - 1 for group in groups)
     return Scatter(sqrt(squares / weights), degrees) if weights else Scatter(nan, 0)
 
@@ -689,12 +687,12 @@ def methods_table(merging: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     boards = between_boards(measured, "latency_s")
     alike = [name for name in METHODS_COLUMNS if name in (*SIZE, "experiment", *MERGING_SETTINGS[1:])]
     three, binned = (merging[merging["method"] == m].set_index(alike) for m in ("3d", "attnbin"))
+    by_id = {key: of.set_index("configuration_id") for key, of in measured.groupby("experiment")}
+    scatters = {key: _scatters(of) for key, of in by_id.items()}
     found = []
     for key in three.index.intersection(binned.index):
-        of_experiment = measured[measured["experiment"] == key[0]].set_index("configuration_id")
-        own, other = (of_experiment.loc[of.loc[key, "configuration_id"]] for of in (binned, three))
-        scatter_of_size = _scatters(of_experiment)[_size(own)]["latency_s"]
-        ratio = paired_ratio(own, other, "latency_s", scatter_of_size, boards)
+        own, other = (by_id[key[0]].loc[of.loc[key, "configuration_id"]] for of in (binned, three))
+        ratio = paired_ratio(own, other, "latency_s", scatters[key[0]][_size(own)]["latency_s"], boards)
         against_baseline = [of.loc[key, "measured_latency_ratio"] for of in (three, binned)]
         found.append((*key, *against_baseline, ratio.value, ratio.ci95, same_board(own, other)))
     return pd.DataFrame(found, columns=list(METHODS_COLUMNS))

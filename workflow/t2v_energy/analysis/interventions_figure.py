@@ -29,8 +29,6 @@ BAND_INCH, BETWEEN_BANDS_INCH = 1.6, 0.9
 STRIDE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 METHOD_MARKERS = {"3d": "o", "attnbin": "s"}
 MODE_MARKERS = {"kv": "^", "q": "D"}
-MATCHINGS = {(2, "hidden"): "matched once for k steps", (1, "head-mean"): "matched by head means"}
-"""Every how many steps and by what, where it is not each step by the hidden state."""
 THROUGHPUT = "throughput"
 MERGING_LABELS = {"energy": "GPU energy,\nwith / without", THROUGHPUT: "Videos an hour,\nwith / without"}
 
@@ -317,8 +315,12 @@ def _merging_handles(merging: pd.DataFrame, strides: dict[str, str]) -> list[Lin
         handles.append(Line2D([], [], marker=METHOD_MARKERS[method], linestyle=dashes, label=method, **grey))
     for mode in sorted(set(merging["mode"]) - {"hidden"}):
         handles.append(Line2D([], [], marker=MODE_MARKERS[mode], linestyle="", label=f"mode {mode}", **grey))
-    for (every, metric), label in MATCHINGS.items():
-        if ((merging["match_every"] > 1) == (every > 1))[merging["metric"] == metric].any():
+    several, means = merging["match_every"] > 1, merging["metric"] != "hidden"
+    for shown, label, every, metric in (
+        (several.any(), "matched once for k steps", 2, "hidden"),
+        (means.any(), "matched by head means", 1, "head-mean"),
+    ):
+        if shown:
             filling = _filling(style.PRINTED_COLOUR, every, metric)
             handles.append(Line2D([], [], marker="o", linestyle="", label=label, **grey, **filling))
     return handles
