@@ -1,10 +1,12 @@
 """Wall time of the same batches on one GPU of a host and on two, through the workflow: `profiles/multi-gpu`.
 
 Run by hand on a host with two GPUs or more:  python benchmarks/two_gpus.py [--json FILE]
-Eight batches of one configuration each are measured in a temporary copy of the repository, twice: with gpu=1,
-and with gpu=2. Each time includes starting every process and building every pipeline. Short batches are the
-hard case: what Snakemake itself takes is not halved. How much that is, is told beside the ratio: seconds in
-which no batch ran, those of each batch, and those in which a GPU had none while the other still had one.
+The same configurations are measured in a temporary copy of the repository, twice: with gpu=1, and with gpu=2.
+Each time includes starting every process and building every pipeline. Batches last two minutes, a fifth of
+`measure.batch_minutes` as shipped, or with --short a third of a minute. Short ones are the hard case: what
+Snakemake takes is not halved, and processes that run at the same time may hinder each other. Both are told
+beside the ratio: seconds in which no batch ran; those in which a GPU had none while the other still had one;
+and those of each batch, as its start (Python, libraries, pipeline), its measuring, and its end.
 
 One batch is measured before, untimed, so that neither time includes the first reading of libraries from disk
 or their compilation to byte code, as after any `pip install`; PYTHONDONTWRITEBYTECODE is not passed on.
@@ -24,12 +26,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import t2v_energy
 import yaml
 from scale import copy_of_repository
-from t2v_energy.measurement.record import Gpu, read_record, record_paths
+from t2v_energy.measurement.record import Gpu, Record, read_record, record_paths
 from t2v_energy.plan import raw_folder
 
 CAMPAIGN, EXPERIMENT = "two-gpus-wall-time", "resolution"
@@ -37,13 +41,28 @@ SIZES = [(384, 704), (704, 384), (352, 768), (768, 352), (512, 528), (528, 512),
 """Of one number of pixels, so of nearly one cost, and two GPUs can share them evenly."""
 BUDGET = 0.55
 
+
+@dataclass(frozen=True)
+class Length:
+    """How long batches are."""
+
+    window_s: float
+    batch_minutes: float
+
+
+LONG = Length(window_s=25.0, batch_minutes=2.1)
+SHORT = Length(window_s=5.0, batch_minutes=0.0)
+
 LAUNCHER = """\
 #!/bin/sh
-# t2v-energy, noting when each command began and ended (seconds since 1970)
+# t2v-energy, noting when each batch began and ended (seconds since 1970)
 begin=$(date +%s.%N)
 {python} -m t2v_energy.cli "$@"
 code=$?
-echo "$1 $begin $(date +%s.%N)" >> {times}
+for argument; do
+    [ "$before" = --batch ] && echo "$argument $begin $(date +%s.%N)" >> {times}
+    before=$argument
+done
 exit $code
 """
 
@@ -66,6 +85,20 @@ class Shares:
     """Each batch from the start of its process to its end, in order of start."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Where a batch's time went: start_s + measuring_s + end_s."""
+
+    start_s: float
+    """Until its first record begins: Python, libraries, the pipeline."""
+    measuring_s: float
+    """From there to the end of its last record."""
+    end_s: float
+    """Until its process has ended."""
+    generations_s: float
+    """Of measuring_s what is counted: its configurations' measured generations."""
+
+
 def shares(run: Interval, batches: Sequence[Interval], gpus: int) -> Shares:
     """Shares of a run's wall time (s), all by one clock; at most ``gpus`` of ``batches`` overlap."""
     covered_s, until_s = 0.0, run[0]
@@ -78,10 +111,27 @@ def shares(run: Interval, batches: Sequence[Interval], gpus: int) -> Shares:
     return Shares(wall_s, wall_s - covered_s, gpus * covered_s - sum(lengths_s), lengths_s)
 
 
-def write_campaign(root: Path, sizes: Sequence[tuple[int, int]]) -> None:
-    """Configurations that take about twenty seconds each, to be measured and thrown away."""
-    sampled = {"warmup_calls": 1, "generations": 1, "max_generations": 1, "min_window_s": 5.0}
-    varied = {"fixed": {"num_frames": 33}, "vary": [{"height": h, "width": w} for h, w in sizes]}
+def parts(batch: Interval, records: Sequence[Record]) -> Parts:
+    """Of a batch whose process ran at ``batch`` and made ``records``."""
+    begins_s = [datetime.fromisoformat(record.origin.utc).timestamp() for record in records]
+    ends_s = [begin_s + record.windows.end_s[-1] for begin_s, record in zip(begins_s, records, strict=True)]
+    counted_s = sum(
+        end_s - begin_s
+        for record in records
+        for kind, begin_s, end_s in zip(
+            record.windows.kind, record.windows.start_s, record.windows.end_s, strict=True
+        )
+        if kind == "generation"
+    )
+    first_s, last_s = min(begins_s), max(ends_s)
+    return Parts(first_s - batch[0], last_s - first_s, batch[1] - last_s, counted_s)
+
+
+def write_campaign(root: Path, sizes: Sequence[tuple[int, int]], window_s: float) -> None:
+    """Configurations whose one generation takes ``window_s`` and its decoding, to be thrown away."""
+    sampled = {"warmup_calls": 1, "generations": 1, "max_generations": 1, "min_window_s": window_s}
+    fixed = {"num_frames": 33, "num_inference_steps": 100}
+    varied = {"fixed": fixed, "vary": [{"height": h, "width": w} for h, w in sizes]}
     campaign = {
         "key": CAMPAIGN, "title": "wall time", "accelerator": "h100-sxm", "device": "cuda", "seed": 1,
         "protocols": {"idle_s": 0.5, "sampled": sampled}, "experiments": {EXPERIMENT: varied},
@@ -110,71 +160,87 @@ def write_launcher(path: Path, times: Path) -> Path:
     return path
 
 
-def batches_in(times: Path) -> list[Interval]:
-    """When each ``t2v-energy measure`` ran, of what the launcher noted."""
+def batches_in(times: Path) -> dict[str, Interval]:
+    """When each batch ran, by name, of what the launcher noted."""
     rows = [line.split() for line in times.read_text(encoding="utf-8").splitlines()]
-    return [(float(begin), float(end)) for what, begin, end in rows if what == "measure"]
+    return {name: (float(begin), float(end)) for name, begin, end in rows}
 
 
-def measured(root: Path, gpus: int, count: int) -> tuple[Shares, list[Gpu]]:
-    """Times of measuring the campaign's ``count`` batches on so many GPUs; the boards that records name."""
+def measured(
+    root: Path, gpus: int, count: int, batch_minutes: float
+) -> tuple[Shares, list[Parts], list[Gpu]]:
+    """Times of measuring the campaign's ``count`` configurations on so many GPUs.
+
+    Those of the whole, those of each batch, and the boards that records name.
+    """
     times = root / "times"
     launcher = write_launcher(root / "launcher" / "t2v-energy", times)
     command = [
         *(sys.executable, "-m", "snakemake", "measure", "--workflow-profile", "profiles/multi-gpu"),
         *("--cores", "8", "--resources", f"gpu={gpus}", f"measuring={gpus}"),
-        *("--config", f"campaign={CAMPAIGN}", "measure={batch_minutes: 0}"),
+        *("--config", f"campaign={CAMPAIGN}", f"measure={{batch_minutes: {batch_minutes}}}"),
     ]
     begin_s = time.time()
     done = subprocess.run(command, cwd=root, env=environment(launcher), capture_output=True, text=True)
     end_s = time.time()
     if done.returncode:
         sys.exit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}\n{' '.join(command)} failed")
-    records = [read_record(path) for path in record_paths(raw_folder(root, CAMPAIGN, EXPERIMENT))]
-    batches = batches_in(times)
-    assert len(records) == len(batches) == count, (len(records), len(batches))
-    assert all(record.status == "ok" for record in records)
-    boards = {gpu.uuid: gpu for record in records if (gpu := record.environment.gpu)}
-    return shares((begin_s, end_s), batches, gpus), list(boards.values())
+    folder = raw_folder(root, CAMPAIGN, EXPERIMENT)
+    records = {path.name: read_record(path) for path in record_paths(folder)}
+    assert len(records) == count, records
+    assert all(record.status == "ok" for record in records.values())
+    batches, where = batches_in(times), []
+    for name, ran in batches.items():
+        index = json.loads((folder / "batches" / f"{name}.json").read_text(encoding="utf-8"))
+        where.append(parts(ran, [records[entry["record"]] for entry in index["records"]]))
+    boards = {gpu.uuid: gpu for record in records.values() if (gpu := record.environment.gpu)}
+    return shares((begin_s, end_s), list(batches.values()), gpus), where, list(boards.values())
 
 
-def on_gpus(root: Path, gpus: int, sizes: Sequence[tuple[int, int]]) -> tuple[Shares, list[Gpu]]:
+def on_gpus(
+    root: Path, gpus: int, sizes: Sequence[tuple[int, int]], length: Length
+) -> tuple[Shares, list[Parts], list[Gpu]]:
     """:func:`measured` in a new copy of the repository at ``root``."""
     copy_of_repository(root)
-    write_campaign(root, sizes)
-    return measured(root, gpus, len(sizes))
+    write_campaign(root, sizes, length.window_s)
+    return measured(root, gpus, len(sizes), length.batch_minutes)
+
+
+def _told(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.1f} s ({min(values):.1f} to {max(values):.1f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--short", action="store_true", help="a batch for each configuration, of 20 s")
     parser.add_argument("--json", type=Path, help="write the times there, too")
     options = parser.parse_args()
-    found: dict[int, Shares] = {}
-    boards: dict[int, list[Gpu]] = {}
+    length = SHORT if options.short else LONG
+    by_gpus: dict[int, dict[str, Any]] = {}
+    names: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="t2v-energy-two-gpus-") as name:
-        first, _ = on_gpus(Path(name) / "first", 1, SIZES[:1])
+        first, _, _ = on_gpus(Path(name) / "first", 1, SIZES[:1], SHORT)
         print(f"one batch before, untimed in what follows: {first.wall_s:.1f} s", flush=True)
         for gpus in (1, 2):
-            run, boards[gpus] = on_gpus(Path(name) / str(gpus), gpus, SIZES)
-            found[gpus] = run
-            mean_s = sum(run.batches_s) / len(run.batches_s)
+            run, batches, boards = on_gpus(Path(name) / str(gpus), gpus, SIZES, length)
+            names |= {board.name for board in boards}
+            each = [asdict(batch) for batch in batches]
+            by_gpus[gpus] = asdict(run) | {"batches": each, "boards": len(boards)}
             print(
-                f"{gpus} GPU: {run.wall_s:.1f} s, of which {run.outside_s:.1f} s without a batch; a batch "
-                f"{mean_s:.1f} s ({min(run.batches_s):.1f} to {max(run.batches_s):.1f}); a GPU waited "
-                f"{run.idle_gpu_s:.1f} s for the other",
+                f"{gpus} GPU: {run.wall_s:.1f} s, of which {run.outside_s:.1f} s without a batch; "
+                f"a GPU waited {run.idle_gpu_s:.1f} s for the other; a batch {_told(run.batches_s)}",
                 flush=True,
             )
-    ratio = found[2].wall_s / found[1].wall_s
+            for part in each[0]:
+                print(f"  {part:14}{_told([batch[part] for batch in each])}", flush=True)
+    ratio = by_gpus[2]["wall_s"] / by_gpus[1]["wall_s"]
     print(f"ratio {ratio:.3f}, budget {BUDGET}")
     if options.json:
-        names = sorted({board.name for used in boards.values() for board in used})
-        by_gpus = {gpus: asdict(run) | {"boards": len(boards[gpus])} for gpus, run in found.items()}
-        result = {"kind": "measured", "gpus": names, "batches": len(SIZES), "by_gpus": by_gpus}
-        text = json.dumps(result | {"ratio": ratio}, indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    sys.exit(ratio > BUDGET or len(boards[2]) != 2)
+        result = {"kind": "measured", "gpus": sorted(names), "by_gpus": by_gpus, "ratio": ratio}
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    sys.exit(ratio > BUDGET or by_gpus[2]["boards"] != 2)
 
 
 if __name__ == "__main__":

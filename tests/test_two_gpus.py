@@ -54,10 +54,14 @@ def test_a_real_run_tells_what_its_batches_took(
     clone.write_campaign(two_gpus.CAMPAIGN, protocols=QUICK, experiments=experiments)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert shutil.which("t2v-energy") is None
-    found, boards = two_gpus.measured(clone.root, 1, len(vary))
+    found, where, boards = two_gpus.measured(clone.root, 1, len(vary), 0)
     assert boards == [], "the CPU is none"
+    (batch,) = where
+    assert batch.start_s > 1, "starting Python and torch alone takes longer"
+    assert 0 < batch.generations_s < batch.measuring_s
+    assert 0 < batch.end_s < batch.start_s
+    assert batch.start_s + batch.measuring_s + batch.end_s == pytest.approx(found.batches_s[0])
     assert len(found.batches_s) == len(vary)
     assert found.outside_s > 0
-    assert min(found.batches_s) > 1, "starting Python and torch alone takes longer"
     assert found.idle_gpu_s == pytest.approx(0, abs=0.01)
     assert sum(found.batches_s) + found.outside_s == pytest.approx(found.wall_s, abs=0.01)
