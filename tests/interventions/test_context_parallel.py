@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,9 @@ class TestTwoRanks:
             seen["frames"].append(frames(subject))
             seen["evidence"] = found.evidence()["context-parallel"]
             found.check()
+            store = torch.distributed.distributed_c10d._get_default_store()
+            store.set_timeout(timedelta(seconds=2))
+            seen["met"] = store.check(["nothing that anybody set"])
             seen["call"].append(called(subject))
             seen["positional"] = subject.denoiser(
                 torch.zeros(1, 16, 2, 4, 6), torch.tensor([500]), torch.zeros(1, 7, 32)
@@ -106,6 +110,10 @@ class TestTwoRanks:
         assert np.array_equal(seen["frames"][0], seen["frames"][2])
         assert seen["same"]
         assert not torch.distributed.is_initialized()
+
+    def test_where_they_met_is_there_until_the_end(self, seen: dict[str, Any]) -> None:
+        """On a GPU, NCCL's monitoring goes on reading it: without it, ranks hung when they were to end."""
+        assert seen["met"] is False, "no error after two seconds in which the file was looked for"
 
     def test_evidence_is_of_both_ranks(self, seen: dict[str, Any]) -> None:
         """Two steps of two calls, each with half of the tokens."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from t2v_energy.errors import UserError
+from t2v_energy.interventions import InterventionError
 
 torch = pytest.importorskip("torch")
 from t2v_energy.measurement.kernels import (  # noqa: E402
@@ -76,8 +77,21 @@ def test_what_was_asked_for_runs_and_is_seen(
 
 
 def test_a_kernel_that_cannot_run_here_is_not_replaced_in_silence(denoiser: Attention) -> None:
-    with asked_for("cudnn", denoiser), pytest.raises(RuntimeError):
+    with (
+        pytest.raises(InterventionError, match="'cudnn' cannot run every attention of Attention") as caught,
+        asked_for("cudnn", denoiser),
+    ):
         denoiser()
+    assert caught.value.where == "attention_kernel"
+    assert "leave it out for this model" in caught.value.remedy
+    assert hooks(denoiser) == 0
+
+
+def test_other_errors_of_a_call_are_its_own(denoiser: Attention) -> None:
+    denoiser.register_forward_pre_hook(lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as caught, asked_for("math", denoiser):
+        denoiser()
+    assert type(caught.value) is RuntimeError
 
 
 def test_other_modules_keep_torchs_choice(denoiser: Attention) -> None:

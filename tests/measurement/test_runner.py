@@ -758,6 +758,22 @@ class TestInterventions:
         ]
         assert "tiny-wan_32x272_5f_2s__vae-tiling__sampled_r1.json was not measured" in log.getvalue()
 
+    def test_a_kernel_that_cannot_run_is_told_and_the_rest_is_measured(self, tmp_path: Path) -> None:
+        """FlashAttention-2 cannot run Mochi's masked pooling of the text, and cuDNN nothing on the CPU."""
+        vary = [
+            self.WIDE,
+            self.WIDE | {"attention_kernel": "cudnn"},
+            self.WIDE | {"attention_kernel": "math"},
+        ]
+        log, root = io.StringIO(), self.root(tmp_path / "root", vary)
+        with pytest.raises(InterventionError, match="'cudnn' cannot run every attention of WanTransformer3D"):
+            measure(root, log)
+        assert [path.name for path in record_paths(raw_folder(root, "tiny", "resolution"))] == [
+            "tiny-wan_32x272_5f_2s__math__sampled_r1.json",
+            "tiny-wan_32x272_5f_2s__sampled_r1.json",
+        ]
+        assert "tiny-wan_32x272_5f_2s__cudnn__sampled_r1.json was not measured" in log.getvalue()
+
     def test_the_record_says_what_was_in_force_and_what_it_did(self, found: dict[str, Record]) -> None:
         (entry,) = found["vae-tiling__sampled_r1.json"].interventions
         assert (entry.name, entry.kind) == ("vae-tiling", "vae-tiling")

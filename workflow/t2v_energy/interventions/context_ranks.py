@@ -95,6 +95,8 @@ class Ranks:
 
     def __init__(self, denoiser: Any, device: str, workers: Sequence[Worker]) -> None:
         self._denoiser, self._device, self._workers = denoiser, device, workers
+        # Where the ranks meet. NCCL's monitoring goes on reading it: where it is gone, ranks hang when they are to end.
+        self._folder = tempfile.TemporaryDirectory(prefix="t2v-energy-ranks-")
         self._calls: context_split.SharedCalls | None = None
         self._undo: list[Callable[[], None]] = []
         self._broken = False
@@ -122,29 +124,28 @@ class Ranks:
     def _start(self, target: Target) -> None:
         component = target.model.components[target.model.denoiser_part]
         ranks = 1 + len(self._workers)
-        with tempfile.TemporaryDirectory(prefix="t2v-energy-ranks-") as folder:
-            store = str(Path(folder) / "store")
-            for rank, worker in enumerate(self._workers, start=1):
-                worker.tell(
-                    {
-                        "component": component.model_dump(mode="json", by_alias=True),
-                        "device": self._device,
-                        "kernel": target.configuration.attention_kernel,
-                        "store": store,
-                        "rank": rank,
-                        "ranks": ranks,
-                        "timeout_s": context_split.TIMEOUT_S,
-                    }
-                )
-            layout = context_split.layout(self._denoiser)
-            # All are up before any waits for the others in an exchange.
-            for worker in self._workers:
-                if worker.answer(START_S)["layout"] != layout:
-                    raise _changed()
-            for worker in self._workers:
-                worker.tell("join")
-            self._watch()
-            self._join(store, ranks)
+        store = str(Path(self._folder.name) / "store")
+        for rank, worker in enumerate(self._workers, start=1):
+            worker.tell(
+                {
+                    "component": component.model_dump(mode="json", by_alias=True),
+                    "device": self._device,
+                    "kernel": target.configuration.attention_kernel,
+                    "store": store,
+                    "rank": rank,
+                    "ranks": ranks,
+                    "timeout_s": context_split.TIMEOUT_S,
+                }
+            )
+        layout = context_split.layout(self._denoiser)
+        # All are up before any waits for the others in an exchange.
+        for worker in self._workers:
+            if worker.answer(START_S)["layout"] != layout:
+                raise _changed()
+        for worker in self._workers:
+            worker.tell("join")
+        self._watch()
+        self._join(store, ranks)
 
     def _join(self, store: str, ranks: int) -> None:
         """Become the first rank, share the weights and see that they have come, split the denoiser."""
@@ -243,6 +244,7 @@ class Ranks:
             self._undo.pop()()
         for worker in self._workers:
             worker.end(0.0 if self._broken else END_S)
+        self._folder.cleanup()
 
     def _leave(self) -> None:
         """Leave the group; one that is broken is not asked for its consent."""

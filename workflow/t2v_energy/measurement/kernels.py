@@ -20,6 +20,8 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+NOTHING_RUNS = ("No available kernel", "No viable backend")
+"""How torch says, on a GPU and on the CPU, that no kernel which may be used takes an attention."""
 SAGE = "sage"
 SAGE_HEADS = (64, 96, 128)
 """Widths of a head that SageAttention's kernels are written for."""
@@ -43,8 +45,9 @@ def asked_for(kernel: str | None, module: nn.Module) -> Iterator[None]:
     Other modules keep torch's choice: the VAE's attention is in float32 with heads of 384, which no kernel
     but ``efficient`` and ``math`` runs, so a choice for the denoiser must not reach it.
 
-    Raises :class:`UserError` for kernels that there are not, and for ``sage`` where it is not installed,
-    where the module is not on a GPU, or where no attention of a call fitted it.
+    Raises :class:`UserError` for kernels that there are not, for one that cannot run some attention of a call
+    (nothing runs in its place), and for ``sage`` where it is not installed, where the module is not on a GPU,
+    or where no attention of a call fitted it.
     """
     if kernel is None:
         yield
@@ -52,7 +55,7 @@ def asked_for(kernel: str | None, module: nn.Module) -> Iterator[None]:
         with _sage_in(module):
             yield
     elif kernel in BACKENDS:
-        with during_calls(module, lambda: sdpa_kernel([BACKENDS[kernel]])):
+        with _refusal_named(kernel, module), during_calls(module, lambda: sdpa_kernel([BACKENDS[kernel]])):
             yield
     else:
         raise UserError(
@@ -60,6 +63,21 @@ def asked_for(kernel: str | None, module: nn.Module) -> Iterator[None]:
             where="attention_kernel",
             remedy=f"use one of {', '.join((*BACKENDS, SAGE))}",
         )
+
+
+@contextmanager
+def _refusal_named(kernel: str, module: nn.Module) -> Iterator[None]:
+    """Where torch finds nothing to run, say what was asked for, and of what: its own error names neither."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NOTHING_RUNS):
+            raise
+        raise _refused(
+            f"{kernel!r} cannot run every attention of {type(module).__name__} here",
+            "leave it out for this model: some attention has a mask, a number type or a width of heads that "
+            "this kernel does not take",
+        ) from error
 
 
 @contextmanager
@@ -112,7 +130,7 @@ def sage_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> T
         raise
     except Exception as error:  # its kernels are compiled for this GPU now, by whatever Triton there is
         lines = str(error).splitlines() or [""]
-        raise _no_sage(
+        raise _refused(
             f"SageAttention fails here: {type(error).__name__}: {lines[0]}",
             "leave `sage` out, or try it with another release of torch",
         ) from error
@@ -128,9 +146,9 @@ def _sage_shape(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
 def _sage_in(module: nn.Module) -> Iterator[None]:
     """Calls of ``module`` attend with SageAttention wherever it fits; raises as :func:`asked_for`."""
     if not any(parameter.is_cuda for parameter in module.parameters()):
-        raise _no_sage("'sage' runs on a GPU alone", "use another kernel on the CPU")
+        raise _refused("'sage' runs on a GPU alone", "use another kernel on the CPU")
     if importlib.util.find_spec("sageattention") is None:
-        raise _no_sage("SageAttention is not installed", "pip install 't2v-energy[interventions]'")
+        raise _refused("SageAttention is not installed", "pip install 't2v-energy[interventions]'")
     called = False
 
     @contextmanager
@@ -144,13 +162,13 @@ def _sage_in(module: nn.Module) -> Iterator[None]:
     with during_calls(module, opened):
         yield
     if called and _sage_calls == before:
-        raise _no_sage(
+        raise _refused(
             f"no attention of {type(module).__name__} fits SageAttention",
             f"it takes heads of {', '.join(map(str, SAGE_HEADS))} in 16 bits, without a mask",
         )
 
 
-def _no_sage(what: str, remedy: str) -> UserError:
+def _refused(what: str, remedy: str) -> UserError:
     """An error of one configuration, as an intervention's: the rest of a batch can go on."""
     from t2v_energy.interventions import InterventionError
 
