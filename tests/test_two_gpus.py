@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 
 import pytest
@@ -41,6 +43,38 @@ def test_its_sizes_cost_the_same(two_gpus: ModuleType) -> None:
     assert len(set(two_gpus.SIZES)) == 8
     assert len({height * width for height, width in two_gpus.SIZES}) == 1
     assert all(height % 16 == width % 16 == 0 for height, width in two_gpus.SIZES), "as its model needs"
+
+
+def test_the_document_says_what_was_measured(two_gpus: ModuleType) -> None:
+    """docs/scale.md and README.md, of the two runs beside the script."""
+    names = ("two_gpus", "two_gpus_short")
+    long, short = (json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8")) for name in names)
+    text = " ".join((BENCHMARKS.parent / "docs" / "scale.md").read_text("utf-8").split())
+    for run, sentence in (
+        (long, "took {:.1f} s on one GPU and {:.1f} s on both, {:.3f} as long; the budget is"),
+        (short, "took {:.1f} s on one GPU and {:.1f} s on both, {:.3f} as long, since"),
+    ):
+        one_s, both_s = (run["by_gpus"][gpus]["wall_s"] for gpus in "12")
+        assert run["ratio"] == both_s / one_s
+        assert sentence.format(one_s, both_s, run["ratio"]) in text
+    assert long["ratio"] < two_gpus.BUDGET < short["ratio"]
+    assert [len(run["by_gpus"]["2"]["batches_s"]) for run in (long, short)] == [2, 8]
+    assert [run["by_gpus"]["2"]["boards"] for run in (long, short)] == [2, 2]
+    for sentence, part in (
+        ("{:.1f} and {:.1f} s went until its first record", "start_s"),
+        ("{:.1f} and {:.1f} s were measuring", "measuring_s"),
+    ):
+        means_s = [mean(batch[part] for batch in long["by_gpus"][gpus]["batches"]) for gpus in "12"]
+        assert sentence.format(*means_s) in text
+    for run, sentence in (
+        (long, "took {:.1f} s alone and {:.1f} s beside another, of which"),
+        (short, "took {:.1f} s alone and {:.1f} s beside another."),
+    ):
+        assert sentence.format(*(mean(run["by_gpus"][gpus]["batches_s"]) for gpus in "12")) in text
+    outside_s = [long["by_gpus"][gpus]["outside_s"] for gpus in "12"]
+    assert "in {:.1f} and {:.1f} s of these".format(*outside_s) in text
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text("utf-8").split())
+    assert f"take {long['ratio']:.3f} of the time on two GPUs" in readme
 
 
 def test_a_real_run_tells_what_its_batches_took(

@@ -22,6 +22,7 @@ from t2v_energy.analysis import interventions, interventions_figure, interventio
 from t2v_energy.analysis.numbers import Number
 from t2v_energy.errors import UserError
 from t2v_energy.measurement.record import Board, Fidelity, Gpu, InterventionRecord, Record, record_paths
+from t2v_energy.measurement.sealing import verify
 
 STEPS = 50
 pytestmark = pytest.mark.usefixtures("tiling_changes_no_work")
@@ -553,7 +554,7 @@ class TestMerging:
         methods = interventions.methods_table(merging, synthetic.measured(merging))
         assert len(methods) == 12
         assert methods["attnbin_over_3d"].to_numpy() == pytest.approx(1.05)
-        assert set(methods["same_board"]) == {"yes"}
+        assert set(methods["compared"]) == {"directly"}
         half = 1.05 * float(student_t.ppf(0.975, 25)) * 0.002  # √(1/2 + 1/2) of 25 rows' pooled scatter
         assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(half)
 
@@ -562,7 +563,7 @@ class TestMerging:
         boards = dict.fromkeys(merging.loc[merging["method"] == "attnbin", "configuration_id"], "GPU-1")
         rows = synthetic.measured(merging, boards)
         unknown = interventions.methods_table(merging, rows)
-        assert set(unknown["same_board"]) == {"no"}
+        assert set(unknown["compared"]) == {"boards"}
         assert unknown["attnbin_over_3d_ci95"].isna().all()
         both = rows.iloc[[0]].assign(
             experiment="prompts", passes=2, latency_s_pass_means="9.9;10.1", gpu_uuids="GPU-0;GPU-1",
@@ -574,6 +575,20 @@ class TestMerging:
         assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(
             1.05 * np.hypot(between, within), rel=1e-4
         )
+
+    def test_methods_on_two_boards_with_a_baseline_on_each(self, grid: pd.DataFrame) -> None:
+        """Their ratios to those are compared: how boards differ is in neither."""
+        merging = interventions.merging_table(grid.assign(same_board="yes"))
+        boards = dict.fromkeys(merging.loc[merging["method"] == "attnbin", "configuration_id"], "GPU-1")
+        rows = synthetic.measured(merging, boards)
+        # A slower board: directly, attnbin would seem 4 % faster than it is.
+        rows["latency_s"] *= np.where(rows["gpu_uuids"] == "GPU-1", 0.96, 1.0)
+        methods = interventions.methods_table(merging, rows)
+        assert set(methods["compared"]) == {"baselines"}
+        assert methods["attnbin_over_3d"].to_numpy() == pytest.approx(1.05)
+        own, other = (methods[f"latency_ratio_{of}"] for of in ("attnbin", "3d"))
+        half = 1.05 * np.hypot(0.01 / own, 0.01 / other)
+        assert methods["attnbin_over_3d_ci95"].to_numpy() == pytest.approx(half.to_numpy())
 
     def test_the_projects_findings_as_numbers(self, grid: pd.DataFrame) -> None:
         found = numbers(grid)
@@ -741,3 +756,26 @@ class TestNumbers:
 
     def test_nothing_measured_gives_no_numbers(self) -> None:
         assert numbers(synthetic.changes()[:0]) == {}
+
+
+def test_what_is_said_of_several_gpus_is_what_the_sealed_records_give(tmp_path: Path) -> None:
+    """docs/interventions.md and README.md: time and energy of a video on two GPUs over those on one."""
+    csv = tmp_path / "configurations.csv"
+    sealed = {"context-parallel": verify(tiny.ROOT / "results/raw/two-gpus/context-parallel")}
+    aggregate(sealed, tmp_path / "m.parquet", csv, tiny.ROOT)
+    table = interventions.interventions_table(tiny.ROOT, "two-gpus", pd.read_csv(csv))
+    (row,) = (row for _, row in table.iterrows())
+    assert (row["intervention"], row["height"], row["passes"]) == ("context-parallel-2", 480, 1)
+    assert (row["relative_l2"], row["predicted"], row["same_board"]) == (0, "computed", "yes")
+    read = [
+        " ".join((tiny.ROOT / name).read_text("utf-8").split())
+        for name in ("docs/interventions.md", "README.md")
+    ]
+    latency, energy = (
+        (row[f"measured_{of}_ratio"], row[f"measured_{of}_ratio_ci95"]) for of in ("latency", "energy")
+    )
+    measured = "took {:.3f} of its time on one (95 % ± {:.3f}) and {:.3f} of its energy (± {:.3f})"
+    assert measured.format(*latency, *energy) in read[0]
+    predicted = [row[f"predicted_{of}_ratio"] for of in ("latency", "energy")]
+    assert "is {:.3f} and {:.3f}".format(*predicted) in read[0]
+    assert f"take {latency[0]:.2f} of it for one video, and {energy[0]:.2f} of the energy" in read[1]

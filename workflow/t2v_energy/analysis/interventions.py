@@ -631,12 +631,12 @@ MERGING_COLUMNS = (
     "experiment", "configuration_id", "model", "height", "width", "num_frames", "intervention",
     *MERGING_SETTINGS, "measured_energy_ratio", "measured_energy_ratio_ci95", "measured_latency_ratio",
     "measured_latency_ratio_ci95", "throughput_ratio", "videos_per_hour", "predicted_energy_ratio",
-    "predicted_latency_ratio", "denoiser_flop_ratio", "relative_l2", "psnr_db",
+    "predicted_latency_ratio", "denoiser_flop_ratio", "relative_l2", "psnr_db", "same_board",
 )  # fmt: skip
 """Columns of merging.csv."""
 METHODS_COLUMNS = (
     "experiment", "model", "height", "width", "num_frames", *MERGING_SETTINGS[1:], "latency_ratio_3d",
-    "latency_ratio_attnbin", "attnbin_over_3d", "attnbin_over_3d_ci95", "same_board",
+    "latency_ratio_attnbin", "attnbin_over_3d", "attnbin_over_3d_ci95", "compared",
 )  # fmt: skip
 """Columns of merging_methods.csv."""
 
@@ -677,8 +677,10 @@ def _blocks(every: int, last: int | None) -> str:
 def methods_table(merging: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """``merging_methods.csv``: settings measured with both methods, and attnbin's latency over 3d's.
 
-    The two are held against one another directly (:func:`paired_ratio`): nothing of their baseline, such as
-    the board that it ran on, is in the ratio or its interval.
+    Where one board ran both, they are held against one another directly (:func:`paired_ratio`): nothing of
+    their baseline is in the ratio or its interval.  Where none did, and each has a baseline on its own board,
+    their ratios to those are (``compared`` is "baselines"): how boards differ is in neither.  Else the boards
+    are, too (``compared`` is "boards").
 
     Args:
         rows: configurations.csv, which ``merging`` is of.
@@ -691,8 +693,22 @@ def methods_table(merging: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     scatters = {key: _scatters(of) for key, of in by_id.items()}
     found = []
     for key in three.index.intersection(binned.index):
-        own, other = (by_id[key[0]].loc[of.loc[key, "configuration_id"]] for of in (binned, three))
-        ratio = paired_ratio(own, other, "latency_s", scatters[key[0]][_size(own)]["latency_s"], boards)
-        against_baseline = [of.loc[key, "measured_latency_ratio"] for of in (three, binned)]
-        found.append((*key, *against_baseline, ratio.value, ratio.ci95, same_board(own, other)))
+        pair = [of.loc[key] for of in (three, binned)]
+        other, own = (by_id[key[0]].loc[of["configuration_id"]] for of in pair)
+        apart = same_board(own, other) == "no"
+        if apart and all(of["same_board"] == "yes" for of in pair):
+            value, ci95, compared = *_over_baselines(*pair), "baselines"
+        else:
+            direct = paired_ratio(own, other, "latency_s", scatters[key[0]][_size(own)]["latency_s"], boards)
+            value, ci95, compared = direct.value, direct.ci95, "boards" if apart else "directly"
+        against_baseline = [of["measured_latency_ratio"] for of in pair]
+        found.append((*key, *against_baseline, value, ci95, compared))
     return pd.DataFrame(found, columns=list(METHODS_COLUMNS))
+
+
+def _over_baselines(three: pd.Series, binned: pd.Series) -> tuple[float, float]:
+    """attnbin's latency over 3d's and its half-width, from rows of merging.csv with different baselines."""
+    ratios = [of["measured_latency_ratio"] for of in (three, binned)]
+    relative = [of["measured_latency_ratio_ci95"] / of["measured_latency_ratio"] for of in (three, binned)]
+    value = ratios[1] / ratios[0]
+    return value, value * hypot(*relative)

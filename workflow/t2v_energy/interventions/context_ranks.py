@@ -95,7 +95,7 @@ class Ranks:
 
     def __init__(self, denoiser: Any, device: str, workers: Sequence[Worker]) -> None:
         self._denoiser, self._device, self._workers = denoiser, device, workers
-        # Where the ranks meet. NCCL's monitoring goes on reading it: where it is gone, ranks hang at their end.
+        # Where the ranks meet. NCCL's monitoring goes on reading it: without it, ranks hang at their end.
         self._folder = tempfile.TemporaryDirectory(prefix="t2v-energy-ranks-")
         self._calls: context_split.SharedCalls | None = None
         self._undo: list[Callable[[], None]] = []
