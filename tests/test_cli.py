@@ -267,6 +267,29 @@ class TestStages:
         assert len(deadlines) == 3
         assert len(set(deadlines)) == 1
 
+    def test_a_sealed_experiment_that_lacks_records_keeps_no_other_from_being_measured(
+        self,
+        root: Path,
+        failure: Outcome,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        pytest.importorskip("torch")
+        from t2v_energy.measurement import runner
+
+        experiments = tiny.resolution() | {"frames": tiny.CAMPAIGN["experiments"]["resolution"]}
+        tiny.write_yaml(root, "campaigns/tiny", tiny.CAMPAIGN | {"experiments": experiments})
+        folder = root / "results" / "raw" / "tiny" / "resolution"
+        folder.mkdir(parents=True)
+        (folder / SEAL).write_text("")
+        wrong = failure.of(root, "measure", "--campaign", "tiny", "--experiment", "resolution")
+        assert "the experiment is sealed, and it lacks tiny-wan_32x32_5f_2s" in wrong
+        begun: list[str] = []
+        monkeypatch.setattr(runner, "measure_batch", lambda *given, **_: begun.append(given[2]))
+        assert run(root, "measure", "--campaign", "tiny") == 0
+        assert begun == ["frames"]
+        assert "sealed, so left as they are: resolution" in capsys.readouterr().err
+
     def test_measure_goes_on_where_minutes_ended_it(
         self, root: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

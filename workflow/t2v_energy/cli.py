@@ -416,12 +416,26 @@ def _measure(options: argparse.Namespace) -> None:
     if options.experiment == EXPERIMENT and not options.batch:
         measure_operators(options.root, settings, say=Progress().say, deadline_s=deadline_s)
         return
-    plan = make_plan(options.root, settings, [options.experiment] if options.experiment else None)
+    chosen = [options.experiment] if options.experiment else _unsealed(options.root, settings.campaign)
+    plan = make_plan(options.root, settings, chosen)
     batches = [plan.batch(options.experiment, options.batch)] if options.batch else plan.batches
     for batch in batches:
         where = (batch.experiment, batch.name)
         how = {"prompts": prompts, "progress": Progress(), "deadline_s": deadline_s}
         measure_batch(options.root, settings, *where, **how, save_videos=options.save_videos)
+
+
+def _unsealed(root: Path, campaign: str) -> list[str]:
+    """The campaign's experiments that no seal closes; the others are named: nothing is measured of them."""
+    from t2v_energy.config import load_campaign
+    from t2v_energy.measurement.sealing import is_sealed
+    from t2v_energy.plan import raw_folder
+
+    keys = list(load_campaign(root, campaign).experiments)
+    sealed = [key for key in keys if is_sealed(raw_folder(root, campaign, key))]
+    if sealed:
+        print(f"sealed, so left as they are: {', '.join(sealed)}", file=sys.stderr)
+    return [key for key in keys if key not in sealed]
 
 
 def _validate(options: argparse.Namespace) -> int:
