@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ from t2v_energy.analysis import prediction
 from t2v_energy.analysis.sweep import read_sweeps
 from t2v_energy.cli import main
 from t2v_energy.errors import UserError
+from t2v_energy.measurement.sealing import verify
 from t2v_energy.prediction.calibrated import predict_points, read_calibration
-from t2v_energy.prediction.points import read_points
+from t2v_energy.prediction.features import Point
+from t2v_energy.prediction.points import MEASURED, read_points
 
 ROOT = tiny.ROOT
 WAN = "wan2.1-t2v-1.3b"
@@ -283,6 +286,57 @@ class TestShipped:
         old, new = (predict_points(ROOT, c, measured.points) for c in (shipped, built))
         assert old.latency_s == pytest.approx(new.latency_s, rel=1e-3)
         assert old.gpu_energy_Wh_high == pytest.approx(new.gpu_energy_Wh_high, rel=1e-3)
+
+    def test_that_of_the_h100_is_of_its_campaign_and_predicts_what_it_has_not_seen(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """docs/predicting.md, by the command that it gives; the unseen two are of other boards."""
+        root = tmp_path / "root"
+        shutil.copytree(ROOT / "config", root / "config")
+        built, shipped = root / "built.json", ROOT / "config" / "calibrations" / "h100-sxm.json"
+        words = ("--root", root, "calibrate", "--campaign", "h100", "--out", built)
+        assert main([str(word) for word in words]) == 2
+        path = Path("results") / "aggregated" / "h100" / "configurations.csv"
+        assert f"snakemake --cores 2 --config campaign=h100 -- {path}" in capsys.readouterr().err
+        (root / path).parent.mkdir(parents=True)
+        records = verify(ROOT / "results" / "raw" / "h100" / "cross-model")
+        aggregate({"cross-model": records}, tmp_path / "m.parquet", root / path, ROOT)
+        assert main([str(word) for word in words]) == 0
+        calibration = read_calibration(shipped)
+        assert (calibration.accelerator, calibration.points) == ("h100-sxm", 6)
+
+        raw, csv = ROOT / "results" / "raw" / "two-gpus", tmp_path / "configurations.csv"
+        folders = {key: verify(raw / key) for key in ("context-parallel", "neighbour")}
+        aggregate(folders, tmp_path / "m.parquet", csv, ROOT)
+        rows = pd.read_csv(csv)
+        rows = rows[rows["intervention"].isna() & (rows["neighbour"] != "busy")]
+        points = [Point(WAN, 480, 832, int(frames), 50) for frames in rows["num_frames"]]
+        found, again = (predict_points(ROOT, c, points) for c in (calibration, read_calibration(built)))
+        assert again.latency_s == pytest.approx(found.latency_s, rel=1e-3)
+        assert again.gpu_energy_Wh_high == pytest.approx(found.gpu_energy_Wh_high, rel=1e-3)
+        less = []
+        for quantity in MEASURED:
+            measured, (value, low, high) = rows[quantity].to_numpy(), found.interval(quantity)
+            assert ((low < measured) & (measured < high)).all()
+            less.append([round(percent, 1) for percent in 100 * (1 - value / measured)])
+        assert rows["num_frames"].tolist() == [81, 33]
+        assert less == [[1.0, 2.2], [1.9, 3.1]]
+
+    def test_points_are_of_a_file_or_of_a_campaign(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "c.json"
+        points = write(tmp_path, *ROWS)
+        of_both = [[points, "--campaign", "h100"], ["--campaign", "h100", "--accelerator", "h200"]]
+        of_neither = [[], [points], ["--accelerator", "h200"]]
+        for wrong, remedy in (
+            (of_both, "leave POINTS.csv and --accelerator out, or --campaign"),
+            (of_neither, "give POINTS.csv and --accelerator, or --campaign alone"),
+        ):
+            for words in wrong:
+                assert run("calibrate", *words, "--out", out) == 2
+                assert remedy in capsys.readouterr().err
+        assert not out.exists()
 
     def test_leaving_a_model_out(self, measured: prediction.Measured) -> None:
         """Bounds of the issue: 5 % in the median, 10 % at worst; single operators alone do nearly as well."""

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2v_energy.errors import UserError
+
+if TYPE_CHECKING:
+    from t2v_energy.prediction import Calibration
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -164,8 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
 
     sub = command("calibrate", _calibrate, "fit the cost model to measured videos of one accelerator")
-    sub.add_argument("points", type=Path, metavar="POINTS.csv")
-    sub.add_argument("--accelerator", required=True, help="an entry of config/accelerators.yaml")
+    sub.add_argument("points", type=Path, nargs="?", metavar="POINTS.csv")
+    sub.add_argument("--accelerator", help="of POINTS.csv: an entry of config/accelerators.yaml")
+    sub.add_argument(
+        "--campaign",
+        help="instead of POINTS.csv: a campaign's sweeps and cross-model, as they are aggregated",
+    )
     sub.add_argument("--out", type=Path, required=True)
 
     sub = command(
@@ -646,12 +653,37 @@ def _calibration(options: argparse.Namespace) -> Any:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from t2v_energy.prediction.calibrated import calibrate, to_json
+    from t2v_energy.prediction.calibrated import to_json
+
+    found = _calibration_asked_for(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(to_json(found), encoding="utf-8")
+    misfit = f"{100 * found.time.misfit:.2f} % of time and {100 * found.power.misfit:.2f} % of power"
+    print(f"{options.out}: {found.points} points; {misfit} unexplained")
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _calibration_asked_for(options: argparse.Namespace) -> Calibration:
+    if options.campaign:
+        from t2v_energy.analysis.prediction import campaign_calibration
+
+        if options.points or options.accelerator:
+            raise UserError(
+                "--campaign says which points, and of which accelerator",
+                remedy="leave POINTS.csv and --accelerator out, or --campaign",
+            )
+        return campaign_calibration(options.root, options.campaign)
+    if not (options.points and options.accelerator):
+        raise UserError(
+            "nothing to calibrate with", remedy="give POINTS.csv and --accelerator, or --campaign alone"
+        )
+    from t2v_energy.prediction.calibrated import calibrate
     from t2v_energy.prediction.points import read_points
 
     _keep_inputs(options.out, options.points)
     table = read_points(options.points, measured=True)
-    found = calibrate(
+    return calibrate(
         options.root,
         table.points,
         table.latency_s,
@@ -660,12 +692,6 @@ def _calibrate(options: argparse.Namespace) -> None:
         where=str(options.points),
         places=table.places,
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(to_json(found), encoding="utf-8")
-    misfit = f"{100 * found.time.misfit:.2f} % of time and {100 * found.power.misfit:.2f} % of power"
-    print(f"{options.out}: {found.points} points; {misfit} unexplained")
-    for note in found.notes:
-        print(f"note: {note}")
 
 
 def _quality(options: argparse.Namespace) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from t2v_energy.analysis.sweep import Predictor, Sweep, counted_frames, fit_efficiency
+from t2v_energy.analysis.sweep import SETS, Predictor, Sweep, counted_frames, fit_efficiency, read_sweeps
 from t2v_energy.analysis.tables import QUANTITIES, booktabs, mape_percent
-from t2v_energy.config import load_accelerator, load_model
+from t2v_energy.config import load_accelerator, load_campaign, load_model
 from t2v_energy.errors import UserError
 from t2v_energy.prediction.calibrated import (
     Calibration,
@@ -111,19 +111,42 @@ def read_measured(
 ) -> Measured:
     """Rows of the three sweeps and of experiment ``cross-model``, with latency and GPU energy.
 
-    Left out are videos whose VAE decoded in tiles, which do other work.  A model that ``cross-model``
-    measured with both protocols counts once, as it was sampled; the sweeps' own, if it lacks that, is taken
-    from them at its defaults.
+    Left out are videos whose VAE decoded in tiles and other changed pipelines, which do other work.  A model
+    that ``cross-model`` measured with both protocols counts once, as it was sampled; the sweeps' own, if it
+    lacks that, is taken from them at its defaults.
     """
     parts = [sweep.rows[~sweep.tiled].assign(set=name) for name, sweep in sweeps.items()]
     table = pd.read_csv(root / configurations)
-    found = table[(table["experiment"] == CROSS_MODEL) & (table["status"] == "ok")]
+    found = table[
+        (table["experiment"] == CROSS_MODEL) & (table["status"] == "ok") & table["intervention"].isna()
+    ]
     found = found.sort_values("protocol", kind="stable").drop_duplicates("model", keep="last")
     if len(found):
         found = pd.concat([found, _at_defaults(sweeps, set(found["model"]))])
     rows = pd.concat([*parts, found.assign(set=MODELS)], ignore_index=True)
     rows = rows.dropna(subset=["latency_s", "gpu_energy_Wh"]).reset_index(drop=True)
     return Measured(rows, accelerator, root, str(configurations))
+
+
+def campaign_calibration(root: Path, campaign: str) -> Calibration:
+    """The cost model, fitted to all rows of a campaign that :func:`read_measured` takes.
+
+    Raises:
+        UserError: the campaign is not aggregated yet, or its rows are too few or too alike to calibrate.
+    """
+    path = Path("results") / "aggregated" / campaign / "configurations.csv"
+    accelerator = load_campaign(root, campaign).accelerator
+    if not (root / path).is_file():
+        raise UserError(
+            f"campaign {campaign} is not aggregated yet",
+            where=str(path),
+            remedy=f"snakemake --cores 2 --config campaign={campaign} -- {path}",
+        )
+    table = pd.read_csv(root / path)
+    swept = table["experiment"].isin(SETS) & (table["status"] == "ok")
+    sweeps = read_sweeps(root, campaign, path) if swept.any() else {}
+    measured = read_measured(root, path, sweeps, accelerator)
+    return measured.fitted(np.arange(len(measured.rows)))
 
 
 def _at_defaults(sweeps: Mapping[str, Sweep], known: set[str]) -> pd.DataFrame:
