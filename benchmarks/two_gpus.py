@@ -33,10 +33,9 @@ from typing import Any
 import t2v_energy
 import yaml
 from scale import copy_of_repository
-from t2v_energy.measurement.record import Gpu, Record, read_record, record_paths
-from t2v_energy.plan import raw_folder
+from t2v_energy.measurement.record import Gpu, Record, read_record
 
-CAMPAIGN, EXPERIMENT = "two-gpus-wall-time", "resolution"
+CAMPAIGN, EXPERIMENTS = "two-gpus-wall-time", ("resolution", "frames")
 SIZES = [(384, 704), (704, 384), (352, 768), (768, 352), (512, 528), (528, 512), (256, 1056), (1056, 256)]
 """Of one number of pixels, so of nearly one cost, and two GPUs can share them evenly."""
 BUDGET = 0.55
@@ -46,12 +45,14 @@ BUDGET = 0.55
 class Length:
     """How long batches are."""
 
-    window_s: float
-    batch_minutes: float
+    steps: int
+    """Of each configuration's generation: as many in both runs, however fast they are."""
+    alone: bool
+    """A batch for each configuration; else one for each of :data:`EXPERIMENTS`, which share the sizes."""
 
 
-LONG = Length(window_s=25.0, batch_minutes=2.1)
-SHORT = Length(window_s=5.0, batch_minutes=0.0)
+LONG = Length(steps=100, alone=False)
+SHORT = Length(steps=20, alone=True)
 
 LAUNCHER = """\
 #!/bin/sh
@@ -127,14 +128,22 @@ def parts(batch: Interval, records: Sequence[Record]) -> Parts:
     return Parts(first_s - batch[0], last_s - first_s, batch[1] - last_s, counted_s)
 
 
-def write_campaign(root: Path, sizes: Sequence[tuple[int, int]], window_s: float) -> None:
-    """Configurations whose one generation takes ``window_s`` and its decoding, to be thrown away."""
-    sampled = {"warmup_calls": 1, "generations": 1, "max_generations": 1, "min_window_s": window_s}
-    fixed = {"num_frames": 33, "num_inference_steps": 100}
-    varied = {"fixed": fixed, "vary": [{"height": h, "width": w} for h, w in sizes]}
+def write_campaign(root: Path, sizes: Sequence[tuple[int, int]], steps: int) -> None:
+    """Configurations of one generation of so many steps, to be thrown away."""
+    sampled = {
+        "warmup_calls": 1,
+        "generations": 1,
+        "max_generations": 1,
+        "min_steps": steps,
+        "min_window_s": 0.1,
+    }
+    fixed = {"num_frames": 33, "num_inference_steps": steps}
+    listed = [{"height": height, "width": width} for height, width in sizes]
+    shared = zip(EXPERIMENTS, (listed[::2], listed[1::2]), strict=True)
+    experiments = {key: {"fixed": fixed, "vary": vary} for key, vary in shared if vary}
     campaign = {
         "key": CAMPAIGN, "title": "wall time", "accelerator": "h100-sxm", "device": "cuda", "seed": 1,
-        "protocols": {"idle_s": 0.5, "sampled": sampled}, "experiments": {EXPERIMENT: varied},
+        "protocols": {"idle_s": 0.5, "sampled": sampled}, "experiments": experiments,
     }  # fmt: skip
     path = root / "config" / "campaigns" / f"{CAMPAIGN}.yaml"
     path.write_text(yaml.safe_dump(campaign), encoding="utf-8")
@@ -167,9 +176,9 @@ def batches_in(times: Path) -> dict[str, Interval]:
 
 
 def measured(
-    root: Path, gpus: int, count: int, batch_minutes: float
+    root: Path, gpus: int, configurations: int, batches: int, batch_minutes: float
 ) -> tuple[Shares, list[Parts], list[Gpu]]:
-    """Times of measuring the campaign's ``count`` configurations on so many GPUs.
+    """Times of measuring the campaign's ``configurations``, in so many ``batches``, on so many GPUs.
 
     Those of the whole, those of each batch, and the boards that records name.
     """
@@ -185,25 +194,26 @@ def measured(
     end_s = time.time()
     if done.returncode:
         sys.exit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}\n{' '.join(command)} failed")
-    folder = raw_folder(root, CAMPAIGN, EXPERIMENT)
-    records = {path.name: read_record(path) for path in record_paths(folder)}
-    assert len(records) == count, records
-    assert all(record.status == "ok" for record in records.values())
-    batches, where = batches_in(times), []
-    for name, ran in batches.items():
-        index = json.loads((folder / "batches" / f"{name}.json").read_text(encoding="utf-8"))
-        where.append(parts(ran, [records[entry["record"]] for entry in index["records"]]))
-    boards = {gpu.uuid: gpu for record in records.values() if (gpu := record.environment.gpu)}
-    return shares((begin_s, end_s), list(batches.values()), gpus), where, list(boards.values())
+    ran, where, records = batches_in(times), [], []
+    for path in sorted((root / "results" / "raw" / CAMPAIGN).glob("*/batches/*.json")):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        own = [read_record(path.parents[1] / entry["record"]) for entry in index["records"]]
+        where.append(parts(ran[index["batch"]], own))
+        records += own
+    assert (len(records), len(where), len(ran)) == (configurations, batches, batches)
+    assert all(record.status == "ok" for record in records)
+    boards = {gpu.uuid: gpu for record in records if (gpu := record.environment.gpu)}
+    return shares((begin_s, end_s), list(ran.values()), gpus), where, list(boards.values())
 
 
 def on_gpus(
     root: Path, gpus: int, sizes: Sequence[tuple[int, int]], length: Length
 ) -> tuple[Shares, list[Parts], list[Gpu]]:
-    """:func:`measured` in a new copy of the repository at ``root``."""
+    """:func:`measured` in a new copy of the repository at ``root``; several sizes, if they are not alone."""
     copy_of_repository(root)
-    write_campaign(root, sizes, length.window_s)
-    return measured(root, gpus, len(sizes), length.batch_minutes)
+    write_campaign(root, sizes, length.steps)
+    batches = len(sizes) if length.alone else len(EXPERIMENTS)
+    return measured(root, gpus, len(sizes), batches, 0 if length.alone else 60)
 
 
 def _told(values: Sequence[float]) -> str:

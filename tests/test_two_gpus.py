@@ -84,11 +84,11 @@ def test_a_real_run_tells_what_its_batches_took(
     clone = Clone(tmp_path / "a copy")
     two_gpus.copy_of_repository(clone.root)
     vary = [{"height": 16, "width": 16}]
-    experiments = {two_gpus.EXPERIMENT: {**IN_CPU_SMALL, "vary": vary}}
+    experiments = {two_gpus.EXPERIMENTS[0]: {**IN_CPU_SMALL, "vary": vary}}
     clone.write_campaign(two_gpus.CAMPAIGN, protocols=QUICK, experiments=experiments)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert shutil.which("t2v-energy") is None
-    found, where, boards = two_gpus.measured(clone.root, 1, len(vary), 0)
+    found, where, boards = two_gpus.measured(clone.root, 1, len(vary), 1, 0)
     assert boards == [], "the CPU is none"
     (batch,) = where
     assert batch.start_s > 1, "starting Python and torch alone takes longer"

@@ -581,7 +581,7 @@ class TestMerging:
         merging = interventions.merging_table(grid.assign(same_board="yes"))
         boards = dict.fromkeys(merging.loc[merging["method"] == "attnbin", "configuration_id"], "GPU-1")
         rows = synthetic.measured(merging, boards)
-        # A slower board: directly, attnbin would seem 4 % faster than it is.
+        # A faster board: directly, attnbin would seem 4 % faster than it is.
         rows["latency_s"] *= np.where(rows["gpu_uuids"] == "GPU-1", 0.96, 1.0)
         methods = interventions.methods_table(merging, rows)
         assert set(methods["compared"]) == {"baselines"}
@@ -767,6 +767,10 @@ def test_what_is_said_of_several_gpus_is_what_the_sealed_records_give(tmp_path: 
     (row,) = (row for _, row in table.iterrows())
     assert (row["intervention"], row["height"], row["passes"]) == ("context-parallel-2", 480, 1)
     assert (row["relative_l2"], row["predicted"], row["same_board"]) == (0, "computed", "yes")
+    assert (row["fidelity_steps"], row["flags"]) == (6, "flag:step_sem")
+    assert all(
+        row[f"measured_{of}_ratio"] > row[f"predicted_{of}_ratio_high"] for of in ("latency", "energy")
+    )
     read = [
         " ".join((tiny.ROOT / name).read_text("utf-8").split())
         for name in ("docs/interventions.md", "README.md")

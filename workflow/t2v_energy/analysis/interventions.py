@@ -680,7 +680,7 @@ def methods_table(merging: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     Where one board ran both, they are held against one another directly (:func:`paired_ratio`): nothing of
     their baseline is in the ratio or its interval.  Where none did, and each has a baseline on its own board,
     their ratios to those are (``compared`` is "baselines"): how boards differ is in neither.  Else the boards
-    are, too (``compared`` is "boards").
+    are, too (``compared`` is "boards").  ``compared`` is empty where boards are not known.
 
     Args:
         rows: configurations.csv, which ``merging`` is of.
@@ -695,12 +695,13 @@ def methods_table(merging: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     for key in three.index.intersection(binned.index):
         pair = [of.loc[key] for of in (three, binned)]
         other, own = (by_id[key[0]].loc[of["configuration_id"]] for of in pair)
-        apart = same_board(own, other) == "no"
-        if apart and all(of["same_board"] == "yes" for of in pair):
+        together = same_board(own, other)
+        if together == "no" and all(of["same_board"] == "yes" for of in pair):
             value, ci95, compared = *_over_baselines(*pair), "baselines"
         else:
             direct = paired_ratio(own, other, "latency_s", scatters[key[0]][_size(own)]["latency_s"], boards)
-            value, ci95, compared = direct.value, direct.ci95, "boards" if apart else "directly"
+            value, ci95 = direct.value, direct.ci95
+            compared = {"yes": "directly", "no": "boards"}.get(together, "")
         against_baseline = [of["measured_latency_ratio"] for of in pair]
         found.append((*key, *against_baseline, value, ci95, compared))
     return pd.DataFrame(found, columns=list(METHODS_COLUMNS))
