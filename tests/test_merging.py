@@ -105,7 +105,10 @@ def test_rows_say_which_machine_and_which_records(root: Path) -> None:
     assert set(rows["gpu_name"]) == set(spans["gpu_name"]) == {GPU}
     assert set(spans.loc[spans["height"] == 720, "record"]) == {f"b/{LARGE.id()}__sampled_r1.json"}
     assert machine(rows) == f"{GPU}, 2 boards"
-    assert machine(rows, ["no such experiment"]) == "no GPU", "boards are those of the rows that are drawn"
+    assert machine(rows, ["no such experiment"]) == "", "boards are those of the rows that are drawn"
+    assert machine(rows.assign(gpu_name=None, gpu_uuids=None)) == "no GPU"
+    several = rows.assign(further_gpu_uuids=["GPU-8+GPU-9", None])
+    assert machine(several) == f"{GPU}, 4 boards"
     assert load_campaign(root, "c").gpu_name == GPU
     pd.testing.assert_frame_equal(read_rows(root / "built" / "configurations.csv"), rows)
 

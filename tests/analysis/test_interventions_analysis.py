@@ -15,6 +15,7 @@ import pytest
 import synthetic_interventions as synthetic
 import tiny
 from figure_checks import assert_legible
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from records import LOOP_W, ONCE_J, ONCE_S, configuration, environment, make_record, write
 from scipy.stats import t as student_t
 from t2v_energy.aggregation import aggregate
@@ -666,6 +667,16 @@ def numbers(table: pd.DataFrame) -> dict[str, Number]:
 
 
 class TestFigure7:
+    def test_of_one_row_the_margin_still_says_which_machine(self, tmp_path: Path) -> None:
+        figure = interventions_figure.figure_interventions(synthetic.changes()[:1])
+        assert_legible(figure)
+        style.save(figure, tmp_path / "fig7", "NVIDIA RTX PRO 6000 Blackwell, 12 boards")
+        (margin,) = figure.texts
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn, page = margin.get_window_extent(canvas.get_renderer()), figure.bbox
+        assert page.y0 < drawn.y0 < drawn.y1 < page.y1
+
     def test_it_is_legible_with_as_many_rows_as_a_campaign_has(self) -> None:
         table = synthetic.changes()
         figure = interventions_figure.figure_interventions(table)

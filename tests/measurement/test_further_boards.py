@@ -275,6 +275,10 @@ class TestRules:
         assert two["idle_power_W"] == pytest.approx(2 * IDLE_W)
         assert two["latency_s"] == one["latency_s"]
         assert two["mfu"] == pytest.approx(one["mfu"] / 2)
+        named = [(row["gpus"], row["gpu_uuids"], row["further_gpu_uuids"]) for row in rows]
+        assert named[1] == (2, "GPU-0", "GPU-1")
+        assert named[0][:2] == (1, "GPU-0")
+        assert pd.isna(named[0][2])
         ratio = spans[1]["gpu_energy_J_ci90"] / spans[0]["gpu_energy_J_ci90"]
         assert np.allclose(ratio, np.sqrt(2))
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from math import hypot, inf, isfinite, nan, sqrt
 from pathlib import Path
 from typing import Any
@@ -690,13 +690,19 @@ def _codecarbon(passes: list[_Measurement]) -> dict[str, float]:
 
 
 def _pass_means(passes: list[_Measurement]) -> dict[str, Any]:
-    """How far the passes lie apart, and on which board each ran; lists are joined by ``;`` in their order.
+    """How far the passes lie apart, and on which boards each ran; lists are joined by ``;`` in their order.
 
+    Boards that a pass ran on beside its own are joined by ``+``; no cell where no pass had any.
     ``_pass_spread_percent`` is (largest − smallest pass mean) / mean of pass means × 100, NaN for one pass.
     """
     ordered = sorted(passes, key=lambda m: m.record.pass_index)
     uuids = [m.record.environment.gpu.uuid for m in ordered if m.record.environment.gpu]
-    row: dict[str, Any] = {"gpus": len(set(uuids)), "gpu_uuids": ";".join(uuids)}
+    further = [[board.gpu.uuid for board in m.record.further_boards] for m in ordered]
+    row: dict[str, Any] = {
+        "gpus": len({*uuids, *chain.from_iterable(further)}),
+        "gpu_uuids": ";".join(uuids),
+        "further_gpu_uuids": ";".join("+".join(names) for names in further) if any(further) else "",
+    }
     for name in SPREAD:
         found = (_mean(m.videos[name]) for m in ordered if m.generations)
         means = [mean for mean in found if isfinite(mean)]

@@ -19,6 +19,8 @@ TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
 CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.7, 2)
 """Where the ratios of a panel reach from a half to 2 at most."""
 ROW_INCH, MARGIN_INCH = 0.138, 0.75
+LEAST_HEIGHT_INCH = 1.5
+"""So that the margin has room for the longest name of a GPU."""
 BEFORE_HEADER, AFTER_HEADER = 0.35, 1.3
 """Rows of space about a group's heading."""
 LABEL_CHARACTERS, LABEL_LINES = 36, 3
@@ -51,7 +53,8 @@ def figure_interventions(table: pd.DataFrame, title: str = "") -> Figure:
     lines = {name: _label(name) for name in known["intervention"]}
     space = len(groups) * (BEFORE_HEADER + AFTER_HEADER)
     rows = sum(len(lines[name]) for _, group in groups for name in group["intervention"]) + space
-    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, rows * ROW_INCH + MARGIN_INCH))
+    height = max(rows * ROW_INCH + MARGIN_INCH, LEAST_HEIGHT_INCH)
+    figure = Figure(figsize=(style.TEXT_WIDTH_INCH, height))
     grid: Any = figure.subplots(1, len(shown), squeeze=False, sharey=True)
     labels: list[tuple[float, str]] = []
     place = 0.0
@@ -71,7 +74,6 @@ def figure_interventions(table: pd.DataFrame, title: str = "") -> Figure:
     first = grid[0][0]
     first.set_ylim(place - 0.4, -0.7)
     first.set_yticks([at for at, _ in labels], [label for _, label in labels])
-    height = figure.get_size_inches()[1]
     figure.legend(handles=_forest_handles(known), loc="lower center", ncols=2, bbox_to_anchor=(0.5, 0))
     figure.subplots_adjust(left=0.36, right=0.98, bottom=0.56 / height, top=1 - 0.06 / height, wspace=0.06)
     return figure

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +46,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def machine(table: pd.DataFrame, experiments: Iterable[str] | None = None) -> str:
-    """GPU model and boards, for a figure's margin; empty where the rows do not say.
+    """GPU model and boards, for a figure's margin; empty where the rows do not say, or there are none.
 
     Args:
         table: rows of configurations.csv.
@@ -56,7 +58,10 @@ def machine(table: pd.DataFrame, experiments: Iterable[str] | None = None) -> st
         return ""
     if experiments is not None:
         table = table[table["experiment"].isin(list(experiments))]
+    if table.empty:
+        return ""
     models = sorted(set(table["gpu_name"].dropna())) or ["no GPU"]
-    boards = {uuid for joined in table["gpu_uuids"].dropna() for uuid in joined.split(";")}
+    columns = [table[name].dropna() for name in ("gpu_uuids", "further_gpu_uuids") if name in table]
+    boards = {uuid for joined in chain.from_iterable(columns) for uuid in re.split(r"[;+]", joined) if uuid}
     count = f", {len(boards)} board{'s' * (len(boards) > 1)}" if boards else ""
     return " and ".join(models) + count
