@@ -442,6 +442,17 @@ class TestLayers:
         assert merged(base, {"a": {"c": 4}, "d": {"e": 5}}) == {"a": {"b": 1, "c": 4}, "d": {"e": 5}}
         assert base == {"a": {"b": 1, "c": 2}, "d": 3}
 
+    def test_a_campaign_leaves_configurations_out(self, root: Path) -> None:
+        names = [entry.id for entry in listed(root, "tiny")]
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(without=names[:2]))
+        assert [entry.id for entry in listed(root, "tiny")] == names[2:]
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(without=["tiny-wan_32x33_5f_2s"]))
+        text = message(listed, root, "tiny")
+        assert text.startswith("config/campaigns/tiny.yaml, experiments.resolution, without: tiny-wan_32x33")
+        assert f"name one of them: {', '.join(sorted(names))}" in text
+        rewrite(root, "campaigns/tiny", experiments=tiny.resolution(without=names))
+        assert "no configuration is left" in message(listed, root, "tiny")
+
     def test_a_configuration_that_is_listed_twice(self, root: Path) -> None:
         size = {"height": 32, "width": 32}
         rewrite(root, "campaigns/tiny", experiments=tiny.resolution(vary=[size, {}, size]))

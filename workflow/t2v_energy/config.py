@@ -391,6 +391,10 @@ class Experiment(Strict):
     vary: tuple[Entry, ...] = Field(
         min_length=1, description="the configurations, one entry each; laid over `fixed`"
     )
+    without: tuple[str, ...] = Field(
+        (),
+        description="of these, what a campaign leaves out: names, as `t2v-energy plan` prints them",
+    )
 
     @model_validator(mode="after")
     def _every_entry_has_a_model(self) -> Experiment:
@@ -773,7 +777,7 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
     One configuration may be listed under both protocols, as experiment ``validation`` does.
 
     Raises :class:`UserError` for sizes the model cannot run, interventions that are unknown or do not fit,
-    and what is listed twice.
+    what is listed twice, and what is left out but not listed.
     """
     from t2v_energy.interventions import check_fits  # its settings are sections of the configuration too
 
@@ -801,7 +805,21 @@ def configurations(root: Path, settings: Settings, campaign: Campaign, key: str)
         protocols = _laid_protocols(common, entry.protocols, campaign, f"{where}, protocols")
         passes = entry.passes or experiment.passes or campaign.passes
         found[name, protocol] = Listed(name, configuration, protocol, protocols, passes)
-    return list(found.values())
+    listed = {name for name, _ in found}
+    for name in experiment.without:
+        if name not in listed:
+            raise UserError(
+                f"{name} is not among the configurations",
+                where=f"{_place(campaign, key, 'without')}, without",
+                remedy=f"name one of them: {', '.join(sorted(listed))}",
+            )
+    if listed == set(experiment.without):
+        raise UserError(
+            "no configuration is left",
+            where=f"{_place(campaign, key, 'without')}, without",
+            remedy="leave the experiment out of the campaign",
+        )
+    return [entry for (name, _), entry in found.items() if name not in experiment.without]
 
 
 def _place(campaign: Campaign, experiment: str, key: str) -> str:
